@@ -1,0 +1,215 @@
+"""One tree of settings. Each default is the FST paper's (arXiv 2605.12484) unless its line says otherwise."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from fastslow.errors import ConfigError
+
+Method = Literal["fst", "rl", "gepa", "gepa+rl"]
+
+
+class Section(BaseModel):
+    """A part of the tree: unknown keys and values of the wrong type are errors, never ignored."""
+
+    model_config = ConfigDict(extra="forbid", validate_assignment=True)
+
+
+class RunConfig(Section):
+    dir: str | None = None  # None: runs/<task>-<method>-s<seed>
+    seed: int = Field(0, ge=0)
+    checkpoint_every: int | None = Field(None, ge=1)  # steps; None: once a cycle
+    rollouts: bool = True  # write every rollout as readable JSON lines
+    threads: int | None = Field(None, ge=1)  # None: what PyTorch finds
+
+
+class ModelConfig(Section):
+    name: str = "pocket"  # "pocket", a directory, or a hub name
+    dtype: Literal["float32", "bfloat16"] = "float32"  # sampling and training share it
+    device: str = "auto"  # "auto" takes the GPU when there is one
+
+
+class TaskConfig(Section):
+    name: str = "star_graph"  # a name from `fastslow tasks`, or module:Class
+    args: dict[str, Any] = Field(default_factory=dict)
+    seed_prompt: str | None = None  # None: the task's own
+
+
+class EngineConfig(Section):
+    kind: Literal["local"] = "local"
+    token_budget: int = Field(32_768, ge=1)  # padded tokens in one training micro-batch
+    rows: int = Field(512, ge=1)  # sequences sampled side by side
+
+
+class SamplingConfig(Section):
+    temperature: float = Field(1.0, gt=0)
+    top_p: float = Field(1.0, gt=0, le=1)
+    max_tokens: int = Field(1024, ge=1)
+    stop: list[str] = Field(default_factory=list)  # each must be one token; end-of-turn always stops
+
+
+class SlowConfig(Section):
+    """The weights: ScaleRL's recipe (arXiv 2510.13786) with CISPO (arXiv 2506.13585)."""
+
+    loss: Literal["cispo", "ppo", "importance_sampling"] = "cispo"
+    lr: float = Field(1e-6, ge=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = Field(0.0, ge=0)
+    warmup: int = Field(10, ge=0)  # steps of linear warm-up, then constant
+    clip: float = Field(1.0, gt=0)  # global gradient norm
+    tau: float = Field(3.0, gt=0)  # upper truncation of the importance ratio (ScaleRL: 5)
+    epsilon: float = Field(0.2, gt=0)  # only for loss: ppo
+    baseline: Literal["problem", "prompt"] = "problem"
+    batch_normalize: bool = True
+    kl: float = Field(1e-3, ge=0)  # to the frozen base; 0 turns the reference pass off
+    fp32_logits: bool = True
+    filter_zero_variance: bool = True
+    no_positive_resampling: float | None = Field(0.9, gt=0, le=1)  # None: problems may come again
+    mask_truncated: bool = False
+
+
+class FastConfig(Section):
+    """The prompts: GEPA (arXiv 2507.19457) with a population."""
+
+    k: int = Field(8, ge=1)
+    budget: int = Field(960, ge=1)  # rollouts that one fast phase may spend, re-scoring included
+    initial_budget: int | None = Field(None, ge=1)  # ours: the first phase's, which has most to find
+    anchors: int | Literal["lookahead"] = 200  # how many problems of the lookahead batch score a prompt
+    minibatch: int = Field(3, ge=1)
+    proposals: int = Field(4, ge=1)  # children proposed side by side (ours; GEPA's own default is 1)
+    reflector: str = "offline"  # offline | self | base | python:module:function | a LiteLLM model string
+    reflector_args: dict[str, Any] = Field(default_factory=dict)  # to LiteLLM: api_base, timeout, ...
+    accept_zero_ties: bool = True  # ours: strict acceptance stalls where every reward is 0
+    saturation: float = Field(0.97, gt=0, le=1)  # ours: a population at or above it is left alone
+    max_chars: int = Field(4000, ge=1)  # ours: longer proposals are refused
+    floor: float = Field(0.0, ge=0, le=1)  # ours: members below this share of the best one's score go
+    merge: bool = False  # GEPA's merge of two frontier members
+
+
+class LoopConfig(Section):
+    method: Method = "fst"
+    steps: int = Field(300, ge=1)
+    cycle: int = Field(6, ge=1)  # T, RL steps per cycle
+    problems: int = Field(32, ge=1)
+    group: int = Field(8, ge=1)  # G, rollouts per problem
+    rollouts: int | None = Field(None, ge=1)  # stop once RL and GEPA together have spent so many
+
+
+class ReuseConfig(Section):
+    enabled: bool = True
+
+
+class EvalConfig(Section):
+    every: int = Field(10, ge=1)  # steps
+    problems: int | None = Field(None, ge=1)  # the first so many test problems; None: all
+    n: int = Field(4, ge=1)
+    temperature: float = Field(0.6, gt=0)
+    top_p: float = Field(0.95, gt=0, le=1)
+
+
+class Config(Section):
+    """Everything a run depends on. Build it from keywords, or with `Config.load("file.yaml")`."""
+
+    run: RunConfig = Field(default_factory=RunConfig)
+    model: ModelConfig = Field(default_factory=ModelConfig)
+    task: TaskConfig = Field(default_factory=TaskConfig)
+    engine: EngineConfig = Field(default_factory=EngineConfig)
+    sampling: SamplingConfig = Field(default_factory=SamplingConfig)
+    slow: SlowConfig = Field(default_factory=SlowConfig)
+    fast: FastConfig = Field(default_factory=FastConfig)
+    loop: LoopConfig = Field(default_factory=LoopConfig)
+    reuse: ReuseConfig = Field(default_factory=ReuseConfig)
+    eval: EvalConfig = Field(default_factory=EvalConfig)
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Config:
+        if self.loop.method != "rl" and self.loop.group % self.fast.k:
+            divisors = [k for k in range(1, self.loop.group + 1) if self.loop.group % k == 0]
+            raise ValueError(
+                f"fast.k = {self.fast.k} does not divide loop.group = {self.loop.group}; each prompt gets "
+                f"exactly group / k rollouts of a problem, so k must be one of {divisors}"
+            )
+        if isinstance(self.fast.anchors, int) and self.fast.anchors < self.fast.minibatch:
+            raise ValueError(
+                f"fast.anchors = {self.fast.anchors} is smaller than fast.minibatch = {self.fast.minibatch}"
+            )
+        return self
+
+    @property
+    def run_dir(self) -> Path:
+        task = self.task.name.rpartition(":")[2]
+        return Path(self.run.dir or f"runs/{task}-{self.loop.method}-s{self.run.seed}")
+
+    @classmethod
+    def parse(cls, data: dict[str, Any], where: str = "config") -> Config:
+        """Validate a plain dict; `where` names its origin in the error."""
+        try:
+            return cls.model_validate(data)
+        except ValidationError as error:
+            raise ConfigError("; ".join(_explain(item, where) for item in error.errors())) from None
+
+    @classmethod
+    def load(cls, path: str | Path, overrides: dict[str, Any] | None = None) -> Config:
+        """Read a YAML file and lay `overrides` ({"slow.lr": 1e-4}) over it."""
+        try:
+            data = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path}: cannot be read ({error})") from None
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
+        if not isinstance(data, dict):
+            raise ConfigError(f"{path}: expected sections such as 'task:', found {type(data).__name__}")
+        for key, value in (overrides or {}).items():
+            _put(data, key, value)
+        return cls.parse(data, str(path))
+
+    def dump(self) -> str:
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """`slow.lr=1e-4` as ("slow.lr", 0.0001); the value is read as YAML."""
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(f"--set {text!r}: expected key.path=value, for example slow.lr=0.0001")
+    try:
+        return key.strip(), yaml.safe_load(value)
+    except yaml.YAMLError:
+        return key.strip(), value
+
+
+def _put(data: dict[str, Any], path: str, value: Any) -> None:
+    *parents, last = path.split(".")
+    for name in parents:
+        if data.get(name) is None:
+            data[name] = {}
+        data = data[name]
+        if not isinstance(data, dict):
+            raise ConfigError(f"--set {path}: {name!r} is a value, not a section")
+    data[last] = value
+
+
+def _explain(item: Any, where: str) -> str:
+    """One readable line for one pydantic error: place, value, what would be accepted."""
+    path = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "extra_forbidden":
+        section: type[BaseModel] = Config
+        for part in item["loc"][:-1]:
+            section = section.model_fields[str(part)].annotation  # type: ignore[assignment]
+        names = list(section.model_fields)
+        near = difflib.get_close_matches(str(item["loc"][-1]), names, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}?" if near else f"valid keys: {', '.join(names)}"
+        return f"{where}: unknown key {path!r}; {hint}"
+    message = item["msg"].removeprefix("Value error, ")
+    message = message[0].lower() + message[1:]
+    if not path:
+        return f"{where}: {message}"
+    return f"{where}: {path} = {item['input']!r}: {message}"
+
+
+METHODS: tuple[str, ...] = get_args(Method)

@@ -1,0 +1,397 @@
+"""The local engine: one policy in this process, PyTorch and transformers, on a CPU or one GPU.
+
+Sampling and training run the same modules in one dtype, and both prefill a shared context once and
+continue it by its key-value cache; in training the gradient flows through that cache.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jinja2 import TemplateError
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, Cache, DynamicCache
+
+from fastslow import pocket
+from fastslow.config import Config
+from fastslow.engine.base import Datum, Sample, SamplingParams, UpdateResult, Which
+from fastslow.engine.batching import Packed, Sequences, pack, pad_left, positions
+from fastslow.errors import ConfigError, ModelError, RunError
+from fastslow.slow import loss as losses
+
+
+class LocalEngine:
+    """Holds theta in this process. See `fastslow.engine.base.Engine` for the protocol."""
+
+    def __init__(self, config: Config) -> None:
+        self.slow, self.settings = config.slow, config.engine
+        self.temperature = config.sampling.temperature
+        name = config.model.device
+        self.device = torch.device(
+            ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+        )
+        self.dtype = getattr(torch, config.model.dtype)
+        self.source = pocket.path() if config.model.name == "pocket" else config.model.name
+        self.tokenizer = _load_tokenizer(self.source)
+        self.policy = self._load_model(self.source)
+        self._base: Any = None
+        self.version = 0
+        text_config = self.policy.config.get_text_config()
+        self.context_length: int = text_config.max_position_embeddings
+        self.pad = self.tokenizer.pad_token_id
+        if self.pad is None:
+            self.pad = self.tokenizer.eos_token_id
+        self.stops = self._stop_tokens(config.sampling.stop)
+        self._optimizer = _Optimizer(list(self.policy.parameters()), config.slow)
+
+    def _load_model(self, source: str | Path) -> Any:
+        try:
+            model = AutoModelForCausalLM.from_pretrained(source, dtype=self.dtype)
+        except (OSError, ValueError, KeyError) as error:
+            raise ModelError(f"model.name = {str(source)!r}: {_first_line(error)}") from None
+        model.to(self.device).eval()  # no dropout: sampling and training must agree
+        if self.slow.fp32_logits and self.dtype != torch.float32:
+            _fp32_head(model.get_output_embeddings())
+        return model
+
+    @property
+    def base(self) -> Any:
+        """The frozen reference: the weights the run began with. Loaded when first asked for."""
+        if self._base is None:
+            self._base = self._load_model(self.source).requires_grad_(False)
+        return self._base
+
+    def _stop_tokens(self, words: Sequence[str]) -> list[int]:
+        eos = self.policy.generation_config.eos_token_id
+        eos = eos if isinstance(eos, list) else [eos, self.tokenizer.eos_token_id]
+        stops = {token for token in eos if token is not None}
+        for word in words:
+            ids = self.tokenizer(word, add_special_tokens=False).input_ids
+            if len(ids) != 1:
+                raise ConfigError(
+                    f"sampling.stop: {word!r} is {len(ids)} tokens of this model; each entry must be one"
+                )
+            stops.add(ids[0])
+        return sorted(stops)
+
+    # -- text ---------------------------------------------------------------------------------
+
+    def render(self, system: str, user: str) -> list[int]:
+        messages = [{"role": "system", "content": system}, {"role": "user", "content": user}]
+        if not system:
+            del messages[0]
+        try:
+            text = self._template(messages)
+        except TemplateError:  # a template without a system role: the prompt leads the question
+            text = self._template([{"role": "user", "content": f"{system}\n\n{user}"}])
+        return self.tokenizer(text, add_special_tokens=False).input_ids
+
+    def _template(self, messages: list[dict[str, str]]) -> str:
+        return self.tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True
+        )
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        return self.tokenizer.decode(list(tokens), skip_special_tokens=True)
+
+    # -- sampling -----------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def sample(
+        self,
+        contexts: Sequence[list[int]],
+        counts: Sequence[int],
+        params: SamplingParams,
+        seed: int,
+        which: Which = "policy",
+    ) -> list[list[Sample]]:
+        model = self.policy if which == "policy" else self.base
+        results: list[list[Sample]] = [[] for _ in contexts]
+        order = sorted((c for c in range(len(contexts)) if counts[c]), key=lambda c: len(contexts[c]))
+        generator = torch.Generator(self.device).manual_seed(seed)
+        while order:
+            chunk, rows = [], 0
+            while order and (not chunk or rows + counts[order[0]] <= self.settings.rows):
+                rows += counts[order[0]]
+                chunk.append(order.pop(0))
+            self._check_length(max(len(contexts[c]) for c in chunk))
+            parents = [i for i, c in enumerate(chunk) for _ in range(counts[c])]
+            samples = self._generate(
+                model, [contexts[c] for c in chunk], parents, params, generator
+            )
+            for parent, sample in zip(parents, samples, strict=True):
+                results[chunk[parent]].append(sample)
+        return results
+
+    def _check_length(self, length: int) -> None:
+        if length >= self.context_length:
+            raise ConfigError(
+                f"a prompt of {length} tokens leaves no room in the model's context of "
+                f"{self.context_length}; shorten the task's problems or lower fast.max_chars"
+            )
+
+    def _generate(
+        self,
+        model: Any,
+        contexts: list[list[int]],
+        parents: list[int],
+        params: SamplingParams,
+        generator: torch.Generator,
+    ) -> list[Sample]:
+        """Prefill each context once, then decode all rows in step, dropping rows that have ended."""
+        ids_CP, mask_CP = pad_left(contexts, self.pad, self.device)
+        out = model(
+            input_ids=ids_CP,
+            attention_mask=mask_CP,
+            position_ids=positions(mask_CP),
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        parent_R = torch.tensor(parents, device=self.device)
+        cache: Cache = out.past_key_values
+        cache.batch_select_indices(parent_R)
+        mask_RS = mask_CP[parent_R]
+        place_R = mask_RS.sum(-1)
+        logits_RV = out.logits[parent_R, -1]
+        steps = min(params.max_tokens, self.context_length - max(map(len, contexts)))
+        stops = torch.tensor(self.stops, device=self.device)
+        live_R = torch.arange(len(parents), device=self.device)  # rows still written, by their index
+        tokens_RT = torch.full((len(parents), steps), self.pad, device=self.device)
+        logprobs_RT = torch.zeros((len(parents), steps), device=self.device)
+        length_R = torch.full((len(parents),), steps, device=self.device)
+        ended_R = torch.zeros(len(parents), dtype=torch.bool, device=self.device)
+        for t in range(steps):
+            token_R, logprob_R = _draw(logits_RV, params, generator)
+            tokens_RT[live_R, t], logprobs_RT[live_R, t] = token_R, logprob_R
+            done_R = torch.isin(token_R, stops) & ~ended_R[live_R]
+            length_R[live_R[done_R]] = t + 1
+            ended_R[live_R[done_R]] = True
+            going_R = ~ended_R[live_R]
+            going = int(going_R.sum())
+            if going == 0 or t + 1 == steps:
+                break
+            if going <= 0.75 * len(live_R):  # ended rows cost time; moving the cache costs some too
+                keep_R = going_R.nonzero().squeeze(-1)
+                cache.batch_select_indices(keep_R)
+                live_R, mask_RS = live_R[keep_R], mask_RS[keep_R]
+                place_R, token_R = place_R[keep_R], token_R[keep_R]
+            mask_RS = F.pad(mask_RS, (0, 1), value=1)
+            out = model(
+                input_ids=token_R[:, None],
+                attention_mask=mask_RS,
+                position_ids=place_R[:, None],
+                past_key_values=cache,
+                use_cache=True,
+            )
+            logits_RV, place_R = out.logits[:, -1], place_R + 1
+        lengths, ended = length_R.tolist(), ended_R.tolist()
+        tokens, logprobs = tokens_RT.tolist(), logprobs_RT.tolist()
+        return [
+            Sample(tokens[r][:n], logprobs[r][:n], not ended[r]) for r, n in enumerate(lengths)
+        ]
+
+    # -- scoring and learning -------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def logprobs(
+        self, sequences: Sequences, which: Which, temperature: float = 1.0
+    ) -> list[list[float]]:
+        model = self.policy if which == "policy" else self.base
+        results: list[list[float]] = [[] for _ in sequences]
+        for packed in pack(sequences, self.settings.token_budget, self.pad, self.device):
+            logprobs_RT = _gather(_response_logits(model, packed, temperature), packed.tokens_RT)
+            _scatter(results, packed, logprobs_RT)
+        return results
+
+    def update(self, data: Sequence[Datum]) -> UpdateResult:
+        """One optimizer step: gradients summed over micro-batches, clipped, AdamW with warm-up."""
+        result = UpdateResult(0.0, 0.0, 0.0, 0.0, 0.0, [[] for _ in data])
+        sequences = [(datum.context, datum.tokens) for datum in data]
+        advantages = torch.tensor([[datum.advantage] for datum in data], device=self.device)
+        total = sum(sum(datum.weights) for datum in data)
+        for packed in pack(sequences, self.settings.token_budget, self.pad, self.device):
+            weights_RT = packed.pad([datum.weights for datum in data])
+            behaviour_RT = packed.pad([datum.logprobs for datum in data])
+            logits_RTV = _response_logits(self.policy, packed, self.temperature)
+            logprobs_RT = _gather(logits_RTV, packed.tokens_RT)
+            loss_RT = self._loss(logprobs_RT, behaviour_RT, advantages[packed.rows])
+            if self.slow.kl:
+                with torch.no_grad():
+                    base_RTV = _response_logits(self.base, packed, self.temperature)
+                    base_RT = _gather(base_RTV, packed.tokens_RT)
+                kl_RT = losses.kl_k3(logprobs_RT, base_RT)
+                loss_RT = loss_RT + self.slow.kl * kl_RT
+                result.kl += float((kl_RT.detach() * weights_RT).sum()) / total
+            loss = (loss_RT * weights_RT).sum()
+            loss.backward()
+            result.loss += float(loss.detach())
+            with torch.no_grad():
+                result.entropy += float((_entropy(logits_RTV) * weights_RT).sum()) / total
+            _scatter(result.logprobs, packed, logprobs_RT)
+        result.grad_norm, result.lr = self._optimizer.step(self.version)
+        self.version += 1
+        return result
+
+    def _loss(self, logprobs_RT: Tensor, behaviour_RT: Tensor, advantages_R1: Tensor) -> Tensor:
+        if self.slow.loss == "cispo":
+            return losses.cispo(logprobs_RT, behaviour_RT, advantages_R1, self.slow.tau)
+        if self.slow.loss == "ppo":
+            return losses.ppo(logprobs_RT, behaviour_RT, advantages_R1, self.slow.epsilon)
+        return losses.importance_sampling(logprobs_RT, behaviour_RT, advantages_R1)
+
+    # -- disk -----------------------------------------------------------------------------------
+
+    def save(self, directory: Path) -> None:
+        self.policy.save_pretrained(directory / "model")
+        self.tokenizer.save_pretrained(directory / "model")
+        torch.save(
+            {"version": self.version, "optimizer": self._optimizer.state()},
+            directory / "optimizer.pt",
+        )
+
+    def load(self, directory: Path) -> None:
+        try:
+            state = torch.load(directory / "optimizer.pt", weights_only=True)
+            loaded = AutoModelForCausalLM.from_pretrained(directory / "model", dtype=self.dtype)
+            self.policy.load_state_dict(loaded.state_dict())
+            self.version = state["version"]
+            self._optimizer.restore(state["optimizer"])
+        except Exception as error:  # whatever a damaged file makes PyTorch, pickle or JSON say
+            raise RunError(f"{directory}: damaged checkpoint ({_first_line(error)})") from None
+
+    def load_policy(self, directory: Path) -> None:
+        """Take over only the weights of a checkpoint, to look at them."""
+        if not (directory / "model").is_dir():
+            raise RunError(f"{directory}: no model/ directory in this checkpoint")
+        loaded = self._load_model(directory / "model")
+        self.policy.load_state_dict(loaded.state_dict())
+
+
+class _Optimizer:
+    """AdamW with linear warm-up and clipping; half-precision weights learn through FP32 masters."""
+
+    def __init__(self, parameters: list[Tensor], slow: Any) -> None:
+        self.slow = slow
+        self.parameters = parameters
+        self.masters = [p if p.dtype == torch.float32 else p.detach().float() for p in parameters]
+        self.adam = torch.optim.AdamW(
+            self.masters, lr=slow.lr, betas=tuple(slow.betas), weight_decay=slow.weight_decay
+        )
+
+    def step(self, version: int) -> tuple[float, float]:
+        """Apply and clear the gradients; returns their norm before clipping and the rate used."""
+        lr = self.slow.lr * min(1.0, (version + 1) / max(1, self.slow.warmup))
+        for group in self.adam.param_groups:
+            group["lr"] = lr
+        for master, parameter in zip(self.masters, self.parameters, strict=True):
+            if master is not parameter and parameter.grad is not None:
+                master.grad = parameter.grad.float()
+                parameter.grad = None
+        norm = torch.nn.utils.clip_grad_norm_(self.masters, self.slow.clip)
+        if math.isfinite(norm):  # one overflowing batch must not destroy the weights
+            self.adam.step()
+        self.adam.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            for master, parameter in zip(self.masters, self.parameters, strict=True):
+                if master is not parameter:
+                    parameter.copy_(master)
+        return float(norm), lr
+
+    def state(self) -> dict[str, Any]:
+        masters = [m for m, p in zip(self.masters, self.parameters, strict=True) if m is not p]
+        return {"adam": self.adam.state_dict(), "masters": masters}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.adam.load_state_dict(state["adam"])
+        own = [m for m, p in zip(self.masters, self.parameters, strict=True) if m is not p]
+        for mine, saved in zip(own, state["masters"], strict=True):
+            mine.copy_(saved)
+
+
+def _response_logits(model: Any, packed: Packed, temperature: float) -> Tensor:
+    """Tempered FP32 logits [R, T, V] of the response tokens, each shared context forwarded once."""
+    mask_CP = packed.context_mask_CP
+    prefill = model(
+        input_ids=packed.contexts_CP,
+        attention_mask=mask_CP,
+        position_ids=positions(mask_CP),
+        past_key_values=DynamicCache(config=model.config),
+        use_cache=True,
+        logits_to_keep=1,
+    )
+    logits_RTV = prefill.logits[packed.parent_R]
+    length = packed.tokens_RT.shape[1]
+    if length > 1:
+        cache = prefill.past_key_values
+        cache.batch_select_indices(packed.parent_R)
+        mask_RP = mask_CP[packed.parent_R]
+        place_RT = mask_RP.sum(-1, keepdim=True) + torch.arange(length - 1, device=mask_RP.device)
+        rest = model(
+            input_ids=packed.tokens_RT[:, :-1],
+            attention_mask=torch.cat([mask_RP, packed.token_mask_RT[:, :-1]], dim=1),
+            position_ids=place_RT,
+            past_key_values=cache,
+            use_cache=True,
+        )
+        logits_RTV = torch.cat([logits_RTV, rest.logits], dim=1)
+    return logits_RTV.float() / temperature
+
+
+def _gather(logits_RTV: Tensor, tokens_RT: Tensor) -> Tensor:
+    chosen_RT = logits_RTV.gather(-1, tokens_RT[..., None]).squeeze(-1)
+    return chosen_RT - logits_RTV.logsumexp(-1)
+
+
+def _entropy(logits_RTV: Tensor) -> Tensor:
+    logprobs_RTV = logits_RTV.log_softmax(-1)
+    return -(logprobs_RTV.exp() * logprobs_RTV).sum(-1)
+
+
+def _scatter(results: list[list[float]], packed: Packed, values_RT: Tensor) -> None:
+    lengths = packed.token_mask_RT.sum(-1).tolist()
+    for row, n, values in zip(packed.rows, lengths, values_RT.tolist(), strict=True):
+        results[row] = values[:n]
+
+
+def _draw(
+    logits_RV: Tensor, params: SamplingParams, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """One token per row and its log-probability before top-p truncation."""
+    logprobs_RV = (logits_RV.float() / params.temperature).log_softmax(-1)
+    probs_RV = logprobs_RV.exp()
+    if params.top_p < 1:
+        sorted_RV, order_RV = probs_RV.sort(-1, descending=True)
+        drop_RV = sorted_RV.cumsum(-1) - sorted_RV >= params.top_p  # the mass before this token
+        probs_RV = probs_RV.masked_fill(torch.zeros_like(drop_RV).scatter(-1, order_RV, drop_RV), 0.0)
+    # argmax(p / Exp(1)) draws from p; unlike multinomial it needs no normalised rows.
+    noise_RV = torch.empty_like(probs_RV).exponential_(generator=generator)
+    token_R = (probs_RV / noise_RV).argmax(-1)
+    return token_R, logprobs_RV.gather(-1, token_R[:, None]).squeeze(-1)
+
+
+def _fp32_head(head: Any) -> None:
+    """Compute the output layer in FP32 (ScaleRL: half-precision logits make sampler and trainer disagree)."""
+    head.forward = lambda hidden: F.linear(hidden.float(), head.weight.float(), head.bias)
+
+
+def _load_tokenizer(source: str | Path) -> Any:
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"model.name = {str(source)!r}: {_first_line(error)}") from None
+    if not tokenizer.chat_template:
+        raise ModelError(
+            f"model.name = {str(source)!r}: the tokenizer has no chat template; use an instruction-tuned "
+            "model or put a chat_template.jinja beside its tokenizer"
+        )
+    return tokenizer
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

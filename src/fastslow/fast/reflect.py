@@ -1,0 +1,281 @@
+"""Reflectors: a prompt and examples with feedback in, a better prompt out.
+
+Four kinds behind one protocol: `offline` (no language model), any LiteLLM model string, `self` or
+`base` (the policy or its frozen base reflects), and any callable `text -> text`.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from gepa.strategies.instruction_proposal import InstructionProposalSignature
+
+from fastslow.config import FastConfig
+from fastslow.engine.base import Engine, SamplingParams, Which
+from fastslow.errors import ConfigError, ReflectorError
+from fastslow.imports import import_object
+
+SENTENCE = re.compile(r"(?<=[.!?])\s+")
+THOUGHT = re.compile(r"<think>.*?(</think>|\Z)", re.DOTALL)
+FENCE = re.compile(r"```[^\n`]*\n(.*?)```", re.DOTALL)
+REFUSAL = re.compile(
+    r"^\W*(i'?m sorry|i am sorry|sorry|i can(?:no|')t|i am unable|i'?m unable|as an ai\b)", re.IGNORECASE
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One rollout as a reflector sees it."""
+
+    question: str
+    response: str
+    reward: float
+    feedback: str
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One reflection: the parent prompt's text and its rollouts on a minibatch."""
+
+    prompt: str
+    examples: list[Example]
+
+
+@dataclass
+class Usage:
+    """What reflection has cost so far."""
+
+    calls: int = 0
+    tokens_in: int = 0
+    tokens_out: int = 0
+    dollars: float = 0.0
+
+
+class Reflector(Protocol):
+    usage: Usage
+
+    def propose(self, jobs: Sequence[Job], rng: random.Random) -> list[str | None]:
+        """A new prompt per job, or None where the answer held none. Raises ReflectorError when down."""
+        ...
+
+
+def sentences(text: str) -> list[str]:
+    return [sentence for sentence in SENTENCE.split(text.strip()) if sentence]
+
+
+# -- offline: evolution without a language model ---------------------------------------------------
+
+
+@dataclass
+class Offline:
+    """Adds, drops, reorders and rephrases sentences; what it adds comes from the feedback.
+
+    It knows nothing of any task. A feedback sentence is the likelier to be added the more often it
+    was said: advice recurs, while remarks about one problem's numbers do not.
+    """
+
+    usage: Usage = field(default_factory=Usage)
+
+    def propose(self, jobs: Sequence[Job], rng: random.Random) -> list[str | None]:
+        self.usage.calls += len(jobs)
+        return [self._edit(job, rng) for job in jobs]
+
+    def _edit(self, job: Job, rng: random.Random) -> str:
+        text = sentences(job.prompt)
+        heard = Counter(
+            sentence
+            for example in job.examples
+            if example.reward < 1
+            for sentence in set(sentences(example.feedback))
+            if sentence not in text
+        )
+        edits = [self._drop, self._reorder, self._rephrase]
+        if heard and (len(text) < 2 or rng.random() < 0.75):
+            self._add(text, heard, rng)
+        else:
+            rng.choice(edits)(text, rng)
+        return " ".join(text)
+
+    def _add(self, text: list[str], heard: Counter[str], rng: random.Random) -> None:
+        for _ in range(rng.choice((1, 1, 2, 3))):
+            if not heard:
+                return
+            names, counts = zip(*sorted(heard.items()), strict=True)
+            sentence = rng.choices(names, [count * count for count in counts])[0]
+            text.insert(rng.randint(min(1, len(text)), len(text)), sentence)
+            del heard[sentence]
+
+    def _drop(self, text: list[str], rng: random.Random) -> None:
+        if len(text) > 1:
+            del text[rng.randrange(1, len(text))]
+
+    def _reorder(self, text: list[str], rng: random.Random) -> None:
+        rest = text[1:]
+        rng.shuffle(rest)
+        text[1:] = rest
+
+    def _rephrase(self, text: list[str], rng: random.Random) -> None:
+        """Change a sentence's opening, which changes its weight and not its content."""
+        place = rng.randrange(len(text))
+        words = text[place]
+        openings = ("Always", "Remember:", "Important:")
+        for opening in openings:
+            if words.startswith(opening + " "):
+                rest = words[len(opening) + 1 :]
+                text[place] = rest[0].upper() + rest[1:]
+                return
+        text[place] = f"{rng.choice(openings)} {words[0].lower()}{words[1:]}"
+
+
+# -- language models --------------------------------------------------------------------------------
+
+Complete = Callable[[list[str]], list[str]]
+
+
+@dataclass
+class LanguageModel:
+    """A reflector that shows GEPA's instruction prompt to a language model and reads its answer.
+
+    `complete` answers a batch of prompts. The new instruction is the last fenced block outside of any
+    thought; an answer without one holds no proposal.
+    """
+
+    complete: Complete
+    usage: Usage = field(default_factory=Usage)
+
+    def propose(self, jobs: Sequence[Job], rng: random.Random) -> list[str | None]:
+        answers = self.complete([self._question(job) for job in jobs])
+        self.usage.calls += len(jobs)
+        return [extract(answer) for answer in answers]
+
+    def _question(self, job: Job) -> str:
+        examples = [
+            {
+                "Inputs": example.question,
+                "Generated Outputs": example.response,
+                "Feedback": f"{example.feedback} (reward {example.reward:g})",
+            }
+            for example in job.examples
+        ]
+        rendered = InstructionProposalSignature.prompt_renderer(
+            {
+                "current_instruction_doc": job.prompt,
+                "dataset_with_feedback": examples,
+                "prompt_template": None,
+            }
+        )
+        assert isinstance(rendered, str)  # a list only when an example holds images
+        return rendered
+
+
+def extract(answer: object) -> str | None:
+    """The proposed prompt in a model's answer, or None."""
+    if not isinstance(answer, str):
+        return None
+    blocks = FENCE.findall(THOUGHT.sub("", answer))
+    return blocks[-1].strip() if blocks else None
+
+
+def problem_with(text: str | None, parent: str, known: set[str], max_chars: int) -> str | None:
+    """Why a proposal is not worth evaluating: a name to count it under, or None if it is."""
+    if text is None:
+        return "unreadable"
+    if not text.strip():
+        return "empty"
+    if text.strip() == parent.strip():
+        return "unchanged"
+    if text in known:
+        return "duplicate"
+    if len(text) > max_chars:
+        return "overlong"
+    if REFUSAL.match(text):
+        return "refused"
+    return None
+
+
+def litellm_complete(model: str, usage: Usage, args: dict[str, Any]) -> Complete:
+    """Calls through LiteLLM, side by side, each with a time limit and retries of its own."""
+    try:
+        import litellm
+    except ImportError:
+        raise ConfigError(
+            f"fast.reflector = {model!r} needs the litellm package: pip install 'fastslow[litellm]'"
+        ) from None
+    options = {"timeout": 120, "num_retries": 3, "drop_params": True, **args}
+    workers = options.pop("max_workers", 8)
+
+    def one(prompt: str) -> str:
+        response: Any = litellm.completion(
+            model=model, messages=[{"role": "user", "content": prompt}], **options
+        )
+        usage.tokens_in += response.usage.prompt_tokens
+        usage.tokens_out += response.usage.completion_tokens
+        try:
+            usage.dollars += litellm.completion_cost(completion_response=response)
+        except Exception:  # LiteLLM raises a bare Exception for a model without a known price
+            pass
+        return response.choices[0].message.content or ""
+
+    def complete(prompts: list[str]) -> list[str]:
+        try:
+            with ThreadPoolExecutor(workers) as pool:
+                return list(pool.map(one, prompts))
+        except Exception as error:  # every provider has its own exceptions
+            reason = " ".join(str(error).split())[:300]
+            raise ReflectorError(
+                f"fast.reflector = {model!r} did not answer after {options['num_retries']} retries: {reason}"
+            ) from error
+
+    return complete
+
+
+def engine_complete(engine: Engine, which: Which, args: dict[str, Any], seed: int) -> Complete:
+    """The policy (or its frozen base) reflects on its own rollouts."""
+    params = SamplingParams(**{"temperature": 0.7, "max_tokens": 1024, **args})
+    calls = 0
+
+    def complete(prompts: list[str]) -> list[str]:
+        nonlocal calls
+        calls += 1
+        contexts = [engine.render("", prompt) for prompt in prompts]
+        samples = engine.sample(contexts, [1] * len(contexts), params, seed + calls, which)
+        return [engine.decode(sample[0].tokens) for sample in samples]
+
+    return complete
+
+
+def callable_complete(function: Callable[[str], str]) -> Complete:
+    """A callable in GEPA's form: one prompt in, one answer out."""
+
+    def complete(prompts: list[str]) -> list[str]:
+        try:
+            return [function(prompt) for prompt in prompts]
+        except Exception as error:  # the user's code
+            raise ReflectorError(f"the reflector raised {type(error).__name__}: {error}") from error
+
+    return complete
+
+
+def make_reflector(
+    config: FastConfig, engine: Engine, function: Callable[[str], str] | None = None
+) -> Reflector:
+    """The reflector that `fast.reflector` names; `function` takes its place when given."""
+    if function is not None:
+        return LanguageModel(callable_complete(function))
+    kind = config.reflector
+    if kind == "offline":
+        return Offline()
+    if kind in ("self", "base"):
+        which: Which = "policy" if kind == "self" else "base"
+        return LanguageModel(engine_complete(engine, which, config.reflector_args, seed=0))
+    if kind.startswith("python:"):
+        return LanguageModel(callable_complete(import_object(kind[len("python:") :], "fast.reflector")))
+    usage = Usage()
+    return LanguageModel(litellm_complete(kind, usage, config.reflector_args), usage)
+

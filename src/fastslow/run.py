@@ -1,0 +1,239 @@
+"""A run on disk: its folder, its logs, its checkpoints, and how it goes on after a kill.
+
+    config.yaml       the resolved configuration
+    metrics.jsonl     one object per step; only its "seconds" differ between equal runs
+    prompts.jsonl     one object per prompt and fast phase in which it was scored
+    rollouts/         step-000012.jsonl: every rollout of the step, to read
+    checkpoints/      step-000012/: model/ (Hugging Face), optimizer.pt, state.json
+    summary.json      written at the end
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fastslow.config import Config
+from fastslow.engine.base import Engine
+from fastslow.errors import RunError
+from fastslow.rollout import Group, Prompt, Rollout
+
+LOGS = ("metrics.jsonl", "prompts.jsonl")
+
+
+@dataclass
+class State:
+    """Where a run stands between two steps; with the engine's files, all that a resume needs."""
+
+    population: list[Prompt]
+    step: int = 0
+    lookahead: list[str] = field(default_factory=list)  # problem ids of the current cycle
+    stream: dict[str, Any] = field(default_factory=dict)
+    cache: list[Rollout] = field(default_factory=list)
+    earlier: dict[str, list[float]] = field(default_factory=dict)  # last RL step's rewards by prompt
+    spent: dict[str, int] = field(default_factory=lambda: {"rl": 0, "gepa": 0, "reused": 0, "eval": 0})
+    seconds: dict[str, float] = field(
+        default_factory=lambda: {"sample": 0.0, "train": 0.0, "gepa": 0.0, "eval": 0.0, "total": 0.0}
+    )
+    reflection: dict[str, float] = field(default_factory=dict)  # calls, tokens and dollars so far
+    base: dict[str, Any] = field(default_factory=dict)  # the evaluation before the first step
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> State:
+        data = dict(data)
+        data["population"] = [Prompt(**prompt) for prompt in data["population"]]
+        data["cache"] = [Rollout(**rollout) for rollout in data["cache"]]
+        return cls(**data)
+
+
+class Run:
+    """A run's folder. `create` starts one, `open` finds one; `locked` keeps a second process out."""
+
+    def __init__(self, directory: Path, config: Config) -> None:
+        self.dir, self.config = directory, config
+
+    @classmethod
+    def create(cls, config: Config) -> Run:
+        directory = config.run_dir
+        if (directory / "config.yaml").exists():
+            raise RunError(
+                f"{directory}: there is a run here already; continue it with 'fastslow resume {directory}', "
+                "or choose another place with --set run.dir=..."
+            )
+        _guard(lambda: directory.mkdir(parents=True, exist_ok=True), directory)
+        run = cls(directory, config)
+        run._write("config.yaml", config.dump())
+        return run
+
+    @classmethod
+    def open(cls, directory: str | Path) -> Run:
+        path = Path(directory)
+        if not (path / "config.yaml").is_file():
+            raise RunError(f"{path}: not a run directory (no config.yaml in it)")
+        return cls(path, Config.load(path / "config.yaml"))
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the run; the lock goes with the process, however it ends."""
+        with (self.dir / ".lock").open("w") as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise RunError(f"{self.dir}: another process is working on this run") from None
+            yield
+
+    # -- what a user reads ------------------------------------------------------------------------
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        return self._read_lines("metrics.jsonl")
+
+    @property
+    def prompts(self) -> list[dict[str, Any]]:
+        return self._read_lines("prompts.jsonl")
+
+    @property
+    def summary(self) -> dict[str, Any] | None:
+        """The closing summary, or None while the run is not finished."""
+        path = self.dir / "summary.json"
+        return json.loads(path.read_text()) if path.exists() else None
+
+    def _read_lines(self, name: str) -> list[dict[str, Any]]:
+        path = self.dir / name
+        if not path.exists():
+            return []
+        return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
+
+    # -- what the loop writes ---------------------------------------------------------------------
+
+    def log(self, name: str, rows: Iterable[dict[str, Any]]) -> None:
+        def append() -> None:
+            with (self.dir / name).open("a", encoding="utf-8") as handle:
+                handle.writelines(json.dumps(row) + "\n" for row in rows)
+
+        _guard(append, self.dir / name)
+
+    def log_rollouts(self, step: int, groups: Iterable[Group]) -> None:
+        if not self.config.run.rollouts:
+            return
+        keys = ("problem_id", "prompt_id", "reward", "text", "feedback", "policy_version", "reused")
+        rows = [
+            {key: getattr(rollout, key) for key in keys}
+            for group in groups
+            for rollout in group.rollouts
+        ]
+        _guard(lambda: (self.dir / "rollouts").mkdir(exist_ok=True), self.dir)
+        self._write(f"rollouts/step-{step:06d}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        self._write("summary.json", json.dumps(summary, indent=2) + "\n")
+
+    def _write(self, name: str, text: str) -> None:
+        """Whole or not at all."""
+        path = self.dir / name
+        partial = path.with_name(path.name + ".partial")
+
+        def write() -> None:
+            with partial.open("w", encoding="utf-8") as handle:
+                handle.write(text)
+                handle.flush()
+                os.fsync(handle.fileno())
+            partial.replace(path)
+
+        _guard(write, path)
+
+    # -- checkpoints ------------------------------------------------------------------------------
+
+    def checkpoints(self) -> list[Path]:
+        """Complete checkpoints, oldest first."""
+        return sorted(path for path in (self.dir / "checkpoints").glob("step-*") if path.suffix == "")
+
+    def latest(self) -> Path:
+        found = self.checkpoints()
+        if not found:
+            raise RunError(f"{self.dir}: no checkpoint yet; train it first with 'fastslow resume {self.dir}'")
+        return found[-1]
+
+    def save(self, state: State, engine: Engine) -> None:
+        """A checkpoint, complete before it gets its name; the one before it goes afterwards."""
+        target = self.dir / "checkpoints" / f"step-{state.step:06d}"
+        partial = target.with_suffix(".partial")
+
+        def write() -> None:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+            engine.save(partial)
+            logs = {name: self._size(name) for name in LOGS}
+            (partial / "state.json").write_text(json.dumps({"logs": logs, "state": asdict(state)}))
+            for path in [*partial.rglob("*"), *(self.dir / name for name in LOGS)]:
+                if path.is_file():
+                    _sync(path)
+            if target.exists():
+                shutil.rmtree(target)
+            partial.replace(target)
+            _sync(target.parent)
+            for old in self.checkpoints()[:-1]:
+                shutil.rmtree(old)
+
+        _guard(write, target)
+
+    def restore(self, engine: Engine) -> State | None:
+        """Take engine and logs back to the last checkpoint; None when there is none yet."""
+        for partial in (self.dir / "checkpoints").glob("*.partial"):
+            shutil.rmtree(partial, ignore_errors=True)
+        found = self.checkpoints()
+        if not found:
+            self._cut(dict.fromkeys(LOGS, 0), 0)
+            return None
+        try:
+            data = json.loads((found[-1] / "state.json").read_text())
+            state, logs = State.from_dict(data["state"]), data["logs"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise RunError(f"{found[-1] / 'state.json'}: damaged checkpoint ({error})") from None
+        for name, size in logs.items():
+            if self._size(name) < size:
+                raise RunError(
+                    f"{self.dir / name}: {self._size(name)} bytes, but the checkpoint at step {state.step} "
+                    f"knows {size}; the log was cut or removed"
+                )
+        engine.load(found[-1])
+        self._cut(logs, state.step)
+        return state
+
+    def _size(self, name: str) -> int:
+        path = self.dir / name
+        return path.stat().st_size if path.exists() else 0
+
+    def _cut(self, logs: dict[str, int], step: int) -> None:
+        """Drop what was logged after the checkpoint; it will be done again."""
+        for name, size in logs.items():
+            if self._size(name) > size:
+                os.truncate(self.dir / name, size)
+        for path in (self.dir / "rollouts").glob("step-*.jsonl"):
+            if int(path.stem.removeprefix("step-")) > step:
+                path.unlink()
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _guard(action: Any, path: Path) -> None:
+    try:
+        action()
+    except OSError as error:
+        raise RunError(
+            f"{error.filename or path}: {error.strerror or error}; free some space or choose another run.dir, "
+            "then continue with 'fastslow resume'"
+        ) from None
