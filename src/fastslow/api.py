@@ -9,13 +9,19 @@ from typing import Any
 
 import torch
 
+from fastslow import loop
+from fastslow.collect import derive
 from fastslow.config import Config
-from fastslow.engine.base import Engine
+from fastslow.engine.base import Engine, SamplingParams
 from fastslow.engine.local import LocalEngine
+from fastslow.errors import ConfigError
 from fastslow.fast.evolve import Gepa, PromptOptimizer
+from fastslow.fast.population import make_prompt
 from fastslow.fast.reflect import make_reflector
-from fastslow.loop import Loop, Observer
+from fastslow.measure.evaluate import Evaluation, evaluate
+from fastslow.rollout import Prompt
 from fastslow.run import Run, State
+from fastslow.session import Observer, Session
 from fastslow.tasks import make_task
 from fastslow.tasks.base import Task
 
@@ -94,16 +100,15 @@ def _train(
 ) -> None:
     config = run.config
     with run.locked():
-        loop = Loop(
-            config,
+        session = Session(
+            run,
             task,
             engine,
             optimizer or Gepa(config.fast),
             make_reflector(config.fast, engine, reflector),
-            run,
             observer or Silent(),
         )
-        state = loop.train()
+        state = loop.train(session)
         run.finish(summarise(run, state))
 
 
@@ -132,3 +137,48 @@ def summarise(run: Run, state: State) -> dict[str, Any]:
         "best_prompt": state.population[0].text,
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S"),
     }
+
+
+def evaluate_run(
+    directory: str | Path, prompt: str = "all", n: int = 4, task: Task | None = None
+) -> list[tuple[str, Evaluation, str]]:
+    """Evaluate a run's last checkpoint: (name, figures, prompt text) for each prompt asked for.
+
+    `prompt` is "seed", "best", "all" (both, every member and the population as a whole), or the path
+    of a text file. The configuration is read afresh; nothing in the run's folder changes.
+    """
+    run = Run.open(directory)
+    task = task or make_task(run.config.task)
+    seed_prompt = make_prompt(run.config.task.seed_prompt or task.seed_prompt)
+    checkpoint = run.latest()
+    population = run.read_state(checkpoint).population
+    engine = _prepare(run.config)
+    engine.load(checkpoint)
+    views: dict[str, list[Prompt]] = {"seed": [seed_prompt], "best": population[:1]}
+    if prompt == "all":
+        views |= {member.id: [member] for member in population} | {"population": population}
+    elif prompt in views:
+        views = {prompt: views[prompt]}
+    else:
+        views = {prompt: [make_prompt(_read_prompt(prompt))]}
+    settings = run.config.eval
+    params = SamplingParams(settings.temperature, settings.top_p, run.config.sampling.max_tokens)
+    problems = list(task.problems("test"))[: settings.problems]
+    seed = derive(run.config.run.seed, "eval command")
+    return [
+        (
+            name,
+            evaluate(engine, task, problems, prompts, n, params, seed),
+            prompts[0].text if len(prompts) == 1 else f"({len(prompts)} prompts in turn)",
+        )
+        for name, prompts in views.items()
+    ]
+
+
+def _read_prompt(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"--prompt {path!r}: expected seed, best, all or a readable file ({error})"
+        ) from None

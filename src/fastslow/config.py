@@ -50,7 +50,9 @@ class SamplingConfig(Section):
     temperature: float = Field(1.0, gt=0)
     top_p: float = Field(1.0, gt=0, le=1)
     max_tokens: int = Field(1024, ge=1)
-    stop: list[str] = Field(default_factory=list)  # each must be one token; end-of-turn always stops
+    stop: list[str] = Field(
+        default_factory=list
+    )  # each must be one token; end-of-turn always stops
 
 
 class SlowConfig(Section):
@@ -78,16 +80,28 @@ class FastConfig(Section):
 
     k: int = Field(8, ge=1)
     budget: int = Field(960, ge=1)  # rollouts that one fast phase may spend, re-scoring included
-    initial_budget: int | None = Field(None, ge=1)  # ours: the first phase's, which has most to find
-    anchors: int | Literal["lookahead"] = 200  # how many problems of the lookahead batch score a prompt
+    initial_budget: int | None = Field(
+        None, ge=1
+    )  # ours: the first phase's, which has most to find
+    anchors: int | Literal["lookahead"] = (
+        200  # how many problems of the lookahead batch score a prompt
+    )
     minibatch: int = Field(3, ge=1)
-    proposals: int = Field(4, ge=1)  # children proposed side by side (ours; GEPA's own default is 1)
-    reflector: str = "offline"  # offline | self | base | python:module:function | a LiteLLM model string
-    reflector_args: dict[str, Any] = Field(default_factory=dict)  # to LiteLLM: api_base, timeout, ...
+    proposals: int = Field(
+        4, ge=1
+    )  # children proposed side by side (ours; GEPA's own default is 1)
+    reflector: str = (
+        "offline"  # offline | self | base | python:module:function | a LiteLLM model string
+    )
+    reflector_args: dict[str, Any] = Field(
+        default_factory=dict
+    )  # to LiteLLM: api_base, timeout, ...
     accept_zero_ties: bool = True  # ours: strict acceptance stalls where every reward is 0
     saturation: float = Field(0.97, gt=0, le=1)  # ours: a population at or above it is left alone
     max_chars: int = Field(4000, ge=1)  # ours: longer proposals are refused
-    floor: float = Field(0.0, ge=0, le=1)  # ours: members below this share of the best one's score go
+    floor: float = Field(
+        0.0, ge=0, le=1
+    )  # ours: members below this share of the best one's score go
     merge: bool = False  # GEPA's merge of two frontier members
 
 
@@ -163,7 +177,9 @@ class Config(Section):
         except yaml.YAMLError as error:
             raise ConfigError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
         if not isinstance(data, dict):
-            raise ConfigError(f"{path}: expected sections such as 'task:', found {type(data).__name__}")
+            raise ConfigError(
+                f"{path}: expected sections such as 'task:', found {type(data).__name__}"
+            )
         for key, value in (overrides or {}).items():
             _put(data, key, value)
         return cls.parse(data, str(path))

@@ -21,4 +21,6 @@ def import_object(path: str, key: str) -> Any:
     try:
         return getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"{key} = {path!r}: {error}; expected module:name that can be imported") from None
+        raise ConfigError(
+            f"{key} = {path!r}: {error}; expected module:name that can be imported"
+        ) from None

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+import re
+from dataclasses import dataclass, field
 from typing import Any
+
+SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +62,6 @@ class Rollout:
     feedback: str = ""
     reused: bool = False
 
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 @dataclass(slots=True)
 class Group:
@@ -73,3 +73,8 @@ class Group:
     @property
     def rewards(self) -> list[float]:
         return [rollout.reward for rollout in self.rollouts]
+
+
+def sentences(text: str) -> list[str]:
+    """The sentences of a prompt or a feedback, in order."""
+    return [sentence for sentence in SENTENCE_END.split(text.strip()) if sentence]

@@ -1,11 +1,11 @@
 """A run on disk: its folder, its logs, its checkpoints, and how it goes on after a kill.
 
-    config.yaml       the resolved configuration
-    metrics.jsonl     one object per step; only its "seconds" differ between equal runs
-    prompts.jsonl     one object per prompt and fast phase in which it was scored
-    rollouts/         step-000012.jsonl: every rollout of the step, to read
-    checkpoints/      step-000012/: model/ (Hugging Face), optimizer.pt, state.json
-    summary.json      written at the end
+config.yaml       the resolved configuration
+metrics.jsonl     one object per step; only its "seconds" differ between equal runs
+prompts.jsonl     one object per prompt and fast phase in which it was scored
+rollouts/         step-000012.jsonl: every rollout of the step, to read
+checkpoints/      step-000012/: model/ (Hugging Face), optimizer.pt, state.json
+summary.json      written at the end
 """
 
 from __future__ import annotations
@@ -37,10 +37,20 @@ class State:
     lookahead: list[str] = field(default_factory=list)  # problem ids of the current cycle
     stream: dict[str, Any] = field(default_factory=dict)
     cache: list[Rollout] = field(default_factory=list)
-    earlier: dict[str, list[float]] = field(default_factory=dict)  # last RL step's rewards by prompt
-    spent: dict[str, int] = field(default_factory=lambda: {"rl": 0, "gepa": 0, "reused": 0, "eval": 0})
+    earlier: dict[str, list[float]] = field(
+        default_factory=dict
+    )  # last RL step's rewards by prompt
+    spent: dict[str, int] = field(
+        default_factory=lambda: {"rl": 0, "gepa": 0, "reused": 0, "eval": 0}
+    )
     seconds: dict[str, float] = field(
-        default_factory=lambda: {"sample": 0.0, "train": 0.0, "gepa": 0.0, "eval": 0.0, "total": 0.0}
+        default_factory=lambda: {
+            "sample": 0.0,
+            "train": 0.0,
+            "gepa": 0.0,
+            "eval": 0.0,
+            "total": 0.0,
+        }
     )
     reflection: dict[str, float] = field(default_factory=dict)  # calls, tokens and dollars so far
     base: dict[str, Any] = field(default_factory=dict)  # the evaluation before the first step
@@ -130,7 +140,9 @@ class Run:
             for rollout in group.rollouts
         ]
         _guard(lambda: (self.dir / "rollouts").mkdir(exist_ok=True), self.dir)
-        self._write(f"rollouts/step-{step:06d}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+        self._write(
+            f"rollouts/step-{step:06d}.jsonl", "".join(json.dumps(row) + "\n" for row in rows)
+        )
 
     def finish(self, summary: dict[str, Any]) -> None:
         self._write("summary.json", json.dumps(summary, indent=2) + "\n")
@@ -153,13 +165,20 @@ class Run:
 
     def checkpoints(self) -> list[Path]:
         """Complete checkpoints, oldest first."""
-        return sorted(path for path in (self.dir / "checkpoints").glob("step-*") if path.suffix == "")
+        return sorted(
+            path for path in (self.dir / "checkpoints").glob("step-*") if path.suffix == ""
+        )
 
     def latest(self) -> Path:
         found = self.checkpoints()
         if not found:
-            raise RunError(f"{self.dir}: no checkpoint yet; train it first with 'fastslow resume {self.dir}'")
+            raise RunError(
+                f"{self.dir}: no checkpoint yet; train it first with 'fastslow resume {self.dir}'"
+            )
         return found[-1]
+
+    def read_state(self, checkpoint: Path) -> State:
+        return _read_checkpoint(checkpoint)[0]
 
     def save(self, state: State, engine: Engine) -> None:
         """A checkpoint, complete before it gets its name; the one before it goes afterwards."""
@@ -192,11 +211,7 @@ class Run:
         if not found:
             self._cut(dict.fromkeys(LOGS, 0), 0)
             return None
-        try:
-            data = json.loads((found[-1] / "state.json").read_text())
-            state, logs = State.from_dict(data["state"]), data["logs"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise RunError(f"{found[-1] / 'state.json'}: damaged checkpoint ({error})") from None
+        state, logs = _read_checkpoint(found[-1])
         for name, size in logs.items():
             if self._size(name) < size:
                 raise RunError(
@@ -219,6 +234,15 @@ class Run:
         for path in (self.dir / "rollouts").glob("step-*.jsonl"):
             if int(path.stem.removeprefix("step-")) > step:
                 path.unlink()
+
+
+def _read_checkpoint(checkpoint: Path) -> tuple[State, dict[str, int]]:
+    """The state and how long each log was."""
+    try:
+        data = json.loads((checkpoint / "state.json").read_text())
+        return State.from_dict(data["state"]), data["logs"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{checkpoint / 'state.json'}: damaged checkpoint ({error})") from None
 
 
 def _sync(path: Path) -> None:

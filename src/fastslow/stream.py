@@ -22,7 +22,9 @@ class ProblemStream:
             raise ConfigError("task: its train split holds no problem; at least one is needed")
         self.problems = {problem.id: problem for problem in problems}
         if len(self.problems) < len(problems):
-            raise ConfigError("task: two problems of the train split have the same id; ids must be unique")
+            raise ConfigError(
+                "task: two problems of the train split have the same id; ids must be unique"
+            )
         self.ids = [problem.id for problem in problems]
         self.seed, self.retire_at = seed, retire_at
         self.epoch = self.position = 0

@@ -87,7 +87,10 @@ class Engine(Protocol):
         ...
 
     def logprobs(
-        self, sequences: Sequence[tuple[list[int], list[int]]], which: Which, temperature: float = 1.0
+        self,
+        sequences: Sequence[tuple[list[int], list[int]]],
+        which: Which,
+        temperature: float = 1.0,
     ) -> list[list[float]]:
         """Per (context, response) the log-probability of every response token."""
         ...

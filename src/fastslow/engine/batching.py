@@ -30,7 +30,9 @@ class Packed:
         return out_RT.to(self.tokens_RT.device)
 
 
-def pad_left(contexts: Sequence[list[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def pad_left(
+    contexts: Sequence[list[int]], pad: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
     """Token ids and attention mask, both [C, P]."""
     width = max(map(len, contexts))
     ids_CP = torch.full((len(contexts), width), pad)
@@ -46,7 +48,9 @@ def positions(mask: Tensor) -> Tensor:
     return (mask.cumsum(-1) - 1).clamp(min=0)
 
 
-def pack(sequences: Sequences, token_budget: int, pad: int, device: torch.device) -> Iterator[Packed]:
+def pack(
+    sequences: Sequences, token_budget: int, pad: int, device: torch.device
+) -> Iterator[Packed]:
     """Micro-batches of like lengths, each of at most `token_budget` padded tokens (or one sequence)."""
     by_context: dict[tuple[int, ...], list[int]] = {}
     for row, (context, _) in enumerate(sequences):

@@ -112,7 +112,9 @@ class LocalEngine:
     ) -> list[list[Sample]]:
         model = self.policy if which == "policy" else self.base
         results: list[list[Sample]] = [[] for _ in contexts]
-        order = sorted((c for c in range(len(contexts)) if counts[c]), key=lambda c: len(contexts[c]))
+        order = sorted(
+            (c for c in range(len(contexts)) if counts[c]), key=lambda c: len(contexts[c])
+        )
         generator = torch.Generator(self.device).manual_seed(seed)
         while order:
             chunk, rows = [], 0
@@ -160,7 +162,9 @@ class LocalEngine:
         logits_RV = out.logits[parent_R, -1]
         steps = min(params.max_tokens, self.context_length - max(map(len, contexts)))
         stops = torch.tensor(self.stops, device=self.device)
-        live_R = torch.arange(len(parents), device=self.device)  # rows still written, by their index
+        live_R = torch.arange(
+            len(parents), device=self.device
+        )  # rows still written, by their index
         tokens_RT = torch.full((len(parents), steps), self.pad, device=self.device)
         logprobs_RT = torch.zeros((len(parents), steps), device=self.device)
         length_R = torch.full((len(parents),), steps, device=self.device)
@@ -191,9 +195,7 @@ class LocalEngine:
             logits_RV, place_R = out.logits[:, -1], place_R + 1
         lengths, ended = length_R.tolist(), ended_R.tolist()
         tokens, logprobs = tokens_RT.tolist(), logprobs_RT.tolist()
-        return [
-            Sample(tokens[r][:n], logprobs[r][:n], not ended[r]) for r, n in enumerate(lengths)
-        ]
+        return [Sample(tokens[r][:n], logprobs[r][:n], not ended[r]) for r, n in enumerate(lengths)]
 
     # -- scoring and learning -------------------------------------------------------------------
 
@@ -367,7 +369,9 @@ def _draw(
     if params.top_p < 1:
         sorted_RV, order_RV = probs_RV.sort(-1, descending=True)
         drop_RV = sorted_RV.cumsum(-1) - sorted_RV >= params.top_p  # the mass before this token
-        probs_RV = probs_RV.masked_fill(torch.zeros_like(drop_RV).scatter(-1, order_RV, drop_RV), 0.0)
+        probs_RV = probs_RV.masked_fill(
+            torch.zeros_like(drop_RV).scatter(-1, order_RV, drop_RV), 0.0
+        )
     # argmax(p / Exp(1)) draws from p; unlike multinomial it needs no normalised rows.
     noise_RV = torch.empty_like(probs_RV).exponential_(generator=generator)
     token_R = (probs_RV / noise_RV).argmax(-1)

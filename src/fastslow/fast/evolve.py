@@ -25,7 +25,7 @@ from gepa.strategies.proposal_sampling import ProposalTask
 
 from fastslow.config import FastConfig
 from fastslow.errors import ReflectorError
-from fastslow.fast.population import Evidence, Scored, make_prompt, rank, top_k
+from fastslow.fast.population import Evidence, Scored, complaints, make_prompt, rank, top_k
 from fastslow.fast.reflect import Example, Job, Reflector, problem_with
 from fastslow.rollout import Problem, Prompt, Rollout
 
@@ -85,7 +85,9 @@ class Gepa:
         cycle: int,
         earlier: dict[str, list[float]],
     ) -> FastResult:
-        phase = _Phase(self.config, list(population), list(anchors), evaluate, reflector, rng, cycle)
+        phase = _Phase(
+            self.config, list(population), list(anchors), evaluate, reflector, rng, cycle
+        )
         phase.evidence.earlier = {key: list(value) for key, value in earlier.items()}
         phase.warm_up()
         saturated = phase.saturated()
@@ -263,7 +265,9 @@ class _Phase:
             (ReflectionProposal({} if text is None else {COMPONENT: text}), self) for text in texts
         ]
 
-    def reflect(self, candidate: Any, dataset: Any, components: Any) -> tuple[ReflectionProposal, Any]:
+    def reflect(
+        self, candidate: Any, dataset: Any, components: Any
+    ) -> tuple[ReflectionProposal, Any]:
         return self.reflect_many([(candidate, dataset, components)])[0]
 
     def _propose(self, jobs: list[Any]) -> list[str | None]:
@@ -300,13 +304,17 @@ class _Phase:
     # -- acceptance and stopping -------------------------------------------------------------------
 
     def should_accept(self, proposal: Any, state: Any) -> bool:
-        """Better than the parent on the minibatch, or both at zero; the old population always."""
-        before, after = proposal.subsample_scores_before, proposal.subsample_scores_after
-        if not after:
+        """Better than the parent on the minibatch; the old population always.
+
+        Where both are at zero, the child passes unless its rollouts drew more feedback: strict
+        acceptance stalls there for cycles.
+        """
+        before, after = proposal.eval_before, proposal.eval_after
+        if not after.scores:
             return True
-        if sum(after) > sum(before):
-            return True
-        return self.config.accept_zero_ties and sum(after) == sum(before) == 0
+        if sum(before.scores) == sum(after.scores) == 0:
+            return self.config.accept_zero_ties and _complaints(after) <= _complaints(before)
+        return sum(after.scores) > sum(before.scores)
 
     def finished(self, state: Any) -> bool:
         waiting = not self.started and len(self.members) > 1
@@ -317,3 +325,7 @@ class _Phase:
     def _affordable(self) -> int:
         """Children that can be carried through minibatch and sweep with what is left of the budget."""
         return (self.budget - self.spent) // (self.minibatch + len(self.anchors))
+
+
+def _complaints(evaluation: Any) -> int:
+    return sum(complaints(rollout) for _, rollout in evaluation.trajectories)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 
-from fastslow.rollout import Prompt, Rollout
+from fastslow.rollout import Prompt, Rollout, sentences
 
 PRIOR = 4.0  # rollouts' worth of belief in the average candidate; tames a lucky handful
 
@@ -27,17 +27,20 @@ class Evidence:
     """All that is known of each prompt in one fast phase: rewards by problem, and earlier ones.
 
     `earlier` holds rewards of the last RL step, made under all but the current policy: they count
-    towards a survivor's mean and not towards the instances that it wins.
+    towards a survivor's mean and not towards the instances that it wins. `complaints` counts the
+    sentences of each rollout's feedback: where every reward is 0, fewer of them is progress.
     """
 
     rewards: dict[str, dict[str, list[float]]] = field(
         default_factory=lambda: defaultdict(lambda: defaultdict(list))
     )
+    complaints: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
     earlier: dict[str, list[float]] = field(default_factory=dict)
 
     def add(self, rollouts: Iterable[Rollout]) -> None:
         for rollout in rollouts:
             self.rewards[rollout.prompt_id][rollout.problem_id].append(rollout.reward)
+            self.complaints[rollout.prompt_id].append(complaints(rollout))
 
     def pooled(self, prompt: str) -> list[float]:
         """Every reward of a prompt, one entry a rollout."""
@@ -46,6 +49,10 @@ class Evidence:
 
     def by_problem(self, prompt: str) -> dict[str, float]:
         return {problem: fmean(rewards) for problem, rewards in self.rewards[prompt].items()}
+
+
+def complaints(rollout: Rollout) -> int:
+    return len(sentences(rollout.feedback))
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +68,8 @@ class Scored:
 def rank(candidates: Sequence[Prompt], evidence: Evidence) -> list[Scored]:
     """All distinct candidates, best first: frontier members before dominated ones.
 
-    Within each part by mean reward, then by anchors won, then the shorter text, then the older.
-    Means are shrunk towards the average over candidates by `PRIOR` rollouts.
+    Within each part by mean reward, then by anchors won; ties go to the prompt whose rollouts drew
+    fewer sentences of feedback, then to the shorter text, then to the older. Means are shrunk towards the average over candidates by `PRIOR` rollouts.
     """
     unique = list({prompt.id: prompt for prompt in reversed(candidates)}.values())[::-1]
     cells = {prompt.id: evidence.by_problem(prompt.id) for prompt in unique}
@@ -86,6 +93,7 @@ def rank(candidates: Sequence[Prompt], evidence: Evidence) -> list[Scored]:
             _dominated(item.prompt.id, cells),
             -item.score,
             -item.wins,
+            fmean(evidence.complaints[item.prompt.id] or [0]),
             len(item.prompt.text),
             order[item.prompt.id],
         ),

@@ -20,12 +20,13 @@ from fastslow.config import FastConfig
 from fastslow.engine.base import Engine, SamplingParams, Which
 from fastslow.errors import ConfigError, ReflectorError
 from fastslow.imports import import_object
+from fastslow.rollout import sentences
 
-SENTENCE = re.compile(r"(?<=[.!?])\s+")
 THOUGHT = re.compile(r"<think>.*?(</think>|\Z)", re.DOTALL)
 FENCE = re.compile(r"```[^\n`]*\n(.*?)```", re.DOTALL)
 REFUSAL = re.compile(
-    r"^\W*(i'?m sorry|i am sorry|sorry|i can(?:no|')t|i am unable|i'?m unable|as an ai\b)", re.IGNORECASE
+    r"^\W*(i'?m sorry|i am sorry|sorry|i can(?:no|')t|i am unable|i'?m unable|as an ai\b)",
+    re.IGNORECASE,
 )
 
 
@@ -63,10 +64,6 @@ class Reflector(Protocol):
     def propose(self, jobs: Sequence[Job], rng: random.Random) -> list[str | None]:
         """A new prompt per job, or None where the answer held none. Raises ReflectorError when down."""
         ...
-
-
-def sentences(text: str) -> list[str]:
-    return [sentence for sentence in SENTENCE.split(text.strip()) if sentence]
 
 
 # -- offline: evolution without a language model ---------------------------------------------------
@@ -122,7 +119,9 @@ class Offline:
 
     def _rephrase(self, text: list[str], rng: random.Random) -> None:
         """Change a sentence's opening, which changes its weight and not its content."""
-        place = rng.randrange(len(text))
+        if len(text) < 2:
+            return
+        place = rng.randrange(1, len(text))
         words = text[place]
         openings = ("Always", "Remember:", "Important:")
         for opening in openings:
@@ -275,7 +274,8 @@ def make_reflector(
         which: Which = "policy" if kind == "self" else "base"
         return LanguageModel(engine_complete(engine, which, config.reflector_args, seed=0))
     if kind.startswith("python:"):
-        return LanguageModel(callable_complete(import_object(kind[len("python:") :], "fast.reflector")))
+        return LanguageModel(
+            callable_complete(import_object(kind[len("python:") :], "fast.reflector"))
+        )
     usage = Usage()
     return LanguageModel(litellm_complete(kind, usage, config.reflector_args), usage)
-

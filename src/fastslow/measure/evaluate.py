@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean
@@ -54,11 +55,9 @@ def evaluate(
         for turn in range(n)
     ]
     contexts = [engine.render(prompt.text, problems[place].prompt) for place, prompt in pairs]
-    samples = engine.sample(*_merge(contexts), params, seed)
-    pools: dict[tuple[int, ...], list[Any]] = {
-        tuple(context): list(drawn)
-        for context, drawn in zip(_merge(contexts)[0], samples, strict=True)
-    }
+    counts = Counter(map(tuple, contexts))
+    drawn = engine.sample([list(context) for context in counts], [*counts.values()], params, seed)
+    pools = dict(zip(counts, drawn, strict=True))
     rewards: list[list[float]] = [[] for _ in problems]
     for (place, _), context in zip(pairs, contexts, strict=True):
         text = engine.decode(pools[tuple(context)].pop().tokens)
@@ -72,14 +71,6 @@ def evaluate(
         n=n,
         problems=len(problems),
     )
-
-
-def _merge(contexts: Sequence[list[int]]) -> tuple[list[list[int]], list[int]]:
-    """Distinct contexts and how often each occurs."""
-    counts: dict[tuple[int, ...], int] = {}
-    for context in contexts:
-        counts[tuple(context)] = counts.get(tuple(context), 0) + 1
-    return [list(context) for context in counts], list(counts.values())
 
 
 def drift(

@@ -50,7 +50,9 @@ def make_batch(groups: Sequence[Group], config: SlowConfig) -> Batch:
     A token weighs 1 / (tokens of its response x responses of its problem x problems of the batch).
     Groups whose rewards are all equal leave the batch first when `filter_zero_variance` is set.
     """
-    kept = [group for group in groups if not config.filter_zero_variance or _has_signal(group, config)]
+    kept = [
+        group for group in groups if not config.filter_zero_variance or _has_signal(group, config)
+    ]
     values = [advantages(group, config.baseline) for group in kept]
     if config.batch_normalize and values:
         flat = [value for group_values in values for value in group_values]

@@ -21,9 +21,7 @@ def ppo(logprobs_RT: Tensor, behaviour_RT: Tensor, advantages_R1: Tensor, epsilo
     return -(rho * advantages_R1).minimum(rho.clamp(1 - epsilon, 1 + epsilon) * advantages_R1)
 
 
-def importance_sampling(
-    logprobs_RT: Tensor, behaviour_RT: Tensor, advantages_R1: Tensor
-) -> Tensor:
+def importance_sampling(logprobs_RT: Tensor, behaviour_RT: Tensor, advantages_R1: Tensor) -> Tensor:
     """The plain policy gradient with importance ratios, nothing truncated."""
     return -(logprobs_RT - behaviour_RT).exp() * advantages_R1
 

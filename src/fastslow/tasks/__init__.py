@@ -24,7 +24,9 @@ def make_task(config: TaskConfig) -> Task:
     else:
         near = difflib.get_close_matches(config.name, TASKS, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(TASKS)}"
-        raise ConfigError(f"task.name = {config.name!r}: no such task; {hint} (or give module:Class)")
+        raise ConfigError(
+            f"task.name = {config.name!r}: no such task; {hint} (or give module:Class)"
+        )
     try:
         return kind(**config.args)
     except (TypeError, ValueError) as error:

@@ -43,7 +43,9 @@ def generate(
 
 def question(edges: Sequence[Edge], source: int, goal: int) -> str:
     """The problem's text: edges as `u,v` pairs separated by spaces, then the task."""
-    return f"Graph: {' '.join(f'{u},{v}' for u, v in edges)}\nFind the path from {source} to {goal}."
+    return (
+        f"Graph: {' '.join(f'{u},{v}' for u, v in edges)}\nFind the path from {source} to {goal}."
+    )
 
 
 def parse_question(text: str) -> tuple[list[Edge], int, int]:
@@ -81,7 +83,9 @@ class StarGraph(Task):
                 f"nodes >= {needed}, got nodes={nodes}"
             )
         if convention not in ("strict", "lenient"):
-            raise ValueError(f"star_graph: convention={convention!r}, expected 'strict' or 'lenient'")
+            raise ValueError(
+                f"star_graph: convention={convention!r}, expected 'strict' or 'lenient'"
+            )
         self.degree, self.length, self.nodes = degree, length, nodes
         self.sizes = {"train": train, "test": test}
         self.convention, self.seed = convention, seed
@@ -132,10 +136,17 @@ class StarGraph(Task):
             said += ["The final path is not boxed.", "Write the final path inside \\boxed{}."]
         path = _read_path(response, boxes)
         if not path:
-            return [*said, "No path was found in the response.", "Give the nodes of the path separated by commas."]
+            return [
+                *said,
+                "No path was found in the response.",
+                "Give the nodes of the path separated by commas.",
+            ]
         if path[0] == source:
             if self.convention == "strict":
-                said += [f"The path begins with the source {source}.", "Omit the source node from the final path."]
+                said += [
+                    f"The path begins with the source {source}.",
+                    "Omit the source node from the final path.",
+                ]
             path = path[1:]
         successors: dict[int, set[int]] = {}
         for u, v in edges:
@@ -144,7 +155,9 @@ class StarGraph(Task):
         for step, node in enumerate(path, start=1):
             if node not in successors.get(here, ()):
                 if here in successors:
-                    said.append(f"Step {step} goes from {here} to {node}, but the graph has no edge {here},{node}.")
+                    said.append(
+                        f"Step {step} goes from {here} to {node}, but the graph has no edge {here},{node}."
+                    )
                 else:
                     said.append(f"Step {step} leaves node {here}, which is a dead end.")
                 broken = True
@@ -152,14 +165,21 @@ class StarGraph(Task):
             here = node
         if not path or path[-1] != goal:
             end = f"ends at {path[-1]}" if path else "is empty"
-            said += [f"The path {end} and not at the destination {goal}.", "Check that the last node is the destination."]
+            said += [
+                f"The path {end} and not at the destination {goal}.",
+                "Check that the last node is the destination.",
+            ]
             broken = True
         if broken:
             said.append("Trace the path backwards from the destination until you reach the source.")
-        elif path != gold:  # cannot be with a star graph, whose paths are unique; kept total all the same
+        elif (
+            path != gold
+        ):  # cannot be with a star graph, whose paths are unique; kept total all the same
             said.append(f"The path differs from the expected one, {','.join(map(str, gold))}.")
         elif boxes:
-            said.append("The box holds more than the path: write only its nodes, separated by commas.")
+            said.append(
+                "The box holds more than the path: write only its nodes, separated by commas."
+            )
         return said
 
 

@@ -1,0 +1,157 @@
+"""The command line: parses, calls, prints. No logic of its own."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from fastslow.config import METHODS, Config, parse_override
+from fastslow.errors import ConfigError, FastSlowError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns 0, or 2 after one line on stderr when the input was at fault."""
+    arguments = _parser().parse_args(argv)
+    console = Console()
+    _quiet()
+    try:
+        arguments.command(arguments, console)
+    except FastSlowError as error:
+        print(f"fastslow: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("fastslow: interrupted; 'fastslow resume RUN_DIR' goes on", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="fastslow", description="Fast-Slow Training of language models."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, command: Any, about: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=about, description=about)
+        sub.set_defaults(command=command)
+        return sub
+
+    train = add("train", _train, "train from a configuration file")
+    train.add_argument("config", type=Path)
+    train.add_argument("--method", choices=METHODS)
+    train.add_argument("--seed", type=int)
+    train.add_argument("--set", action="append", default=[], metavar="KEY.PATH=VALUE", dest="sets")
+    resume = add("resume", _resume, "go on with a run that was stopped or killed")
+    resume.add_argument("run", type=Path)
+    evaluate = add("eval", _eval, "evaluate a run's last checkpoint on its test problems")
+    evaluate.add_argument("run", type=Path)
+    evaluate.add_argument(
+        "--prompt", default="all", help="seed, best, all (default) or a text file"
+    )
+    evaluate.add_argument("--n", type=int, default=4, help="responses per problem (default 4)")
+    prompts = add("prompts", _prompts, "show the family tree of a run's prompts")
+    prompts.add_argument("run", type=Path)
+    add("tasks", _tasks, "list the tasks")
+    demo = add("demo", _demo, "FST, then RL with the same rollouts, on the embedded model")
+    demo.add_argument(
+        "config", type=Path, nargs="?", default=Path("configs/pocket/star_graph.yaml")
+    )
+    demo.add_argument("--seed", type=int, default=0)
+    demo.add_argument("--dir", type=Path, default=Path("runs"))
+    return parser
+
+
+def _train(arguments: argparse.Namespace, console: Console) -> None:
+    from fastslow import api
+    from fastslow.display import Display
+
+    overrides = dict(parse_override(text) for text in arguments.sets)
+    if arguments.method:
+        overrides["loop.method"] = arguments.method
+    if arguments.seed is not None:
+        overrides["run.seed"] = arguments.seed
+    config = Config.load(arguments.config, overrides)
+    with Display(config, console) as display:
+        run = api.train(config, observer=display)
+    _report([run], console)
+
+
+def _resume(arguments: argparse.Namespace, console: Console) -> None:
+    from fastslow import api
+    from fastslow.display import Display
+    from fastslow.run import Run
+
+    config = Run.open(arguments.run).config
+    with Display(config, console) as display:
+        run = api.resume(arguments.run, observer=display)
+    _report([run], console)
+
+
+def _eval(arguments: argparse.Namespace, console: Console) -> None:
+    from fastslow import api
+
+    if arguments.n < 1:
+        raise ConfigError(f"--n {arguments.n}: expected at least 1")
+    table = Table(box=None, padding=(0, 2), header_style="bold")
+    for name in ("prompt", f"mean@{arguments.n}", f"best@{arguments.n}", "± s.e.", "text"):
+        table.add_column(name, overflow="fold")
+    for name, found, text in api.evaluate_run(arguments.run, arguments.prompt, arguments.n):
+        table.add_row(name, f"{found.mean:.3f}", f"{found.best:.3f}", f"{found.stderr:.3f}", text)
+    console.print(table)
+
+
+def _prompts(arguments: argparse.Namespace, console: Console) -> None:
+    from fastslow.display import prompt_tree
+    from fastslow.run import Run
+
+    rows = Run.open(arguments.run).prompts
+    console.print(prompt_tree(rows) if rows else "No prompt has been evolved in this run.")
+
+
+def _tasks(arguments: argparse.Namespace, console: Console) -> None:
+    from fastslow.tasks import TASKS
+
+    table = Table(box=None, padding=(0, 2), header_style="bold")
+    for name in ("task", "what it asks", "seed prompt"):
+        table.add_column(name, overflow="fold")
+    for name, task in TASKS.items():
+        table.add_row(name, (task.__doc__ or "").strip().partition("\n")[0], task.seed_prompt)
+    console.print(table)
+    console.print("\nYour own: [bold]task: {name: mypackage.mytask:MyTask, args: {...}}[/bold]")
+
+
+def _demo(arguments: argparse.Namespace, console: Console) -> None:
+    from fastslow.demo import demo
+
+    demo(arguments.config, arguments.dir, arguments.seed, console)
+
+
+def _report(runs: Sequence[Any], console: Console) -> None:
+    from fastslow.display import summary_table
+
+    console.print(summary_table([run.summary for run in runs]))
+    run = runs[0]
+    console.print(f"\n[bold]best prompt[/bold]  {run.summary['best_prompt']}", highlight=False)
+    console.print(
+        f"\nThe run lies in {run.dir}. Next:\n"
+        f"  fastslow prompts {run.dir}\n"
+        f"  fastslow eval {run.dir} --prompt all --n 4",
+        highlight=False,
+    )
+
+
+def _quiet() -> None:
+    """Keep other libraries' progress bars out of the display."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

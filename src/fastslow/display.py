@@ -1,0 +1,195 @@
+"""The live display of a run, and the tables that commands print. Reads states and files only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.panel import Panel
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from fastslow.config import Config
+from fastslow.run import State
+
+BLOCKS = " ▁▂▃▄▅▆▇█"
+WIDTH = 48  # columns of a curve
+
+
+def curve(values: Sequence[float], top: float | None = None) -> str:
+    """A line of block characters, the newest value on the right."""
+    shown = list(values)[-WIDTH:]
+    high = top or max(shown, default=0.0) or 1.0
+    return "".join(BLOCKS[round(min(max(value / high, 0.0), 1.0) * 8)] for value in shown)
+
+
+class Display:
+    """A progress bar, two curves and the best prompt; plain lines where there is no terminal.
+
+    Use it as a context manager and pass it to `fastslow.train(..., observer=display)`.
+    """
+
+    def __init__(self, config: Config, console: Console | None = None, title: str = "") -> None:
+        self.config = config
+        self.console = console or Console()
+        self.title = title or f"{config.loop.method} on {config.task.name}"
+        self.progress = Progress(
+            TextColumn("{task.description:<17}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[steps]}"),
+            TimeRemainingColumn(elapsed_when_finished=True),
+            console=self.console,
+        )
+        self.bar = self.progress.add_task("starting", total=1.0, steps="")
+        self.rewards: list[float] = []
+        self.kls: list[float] = []
+        self.evaluation: dict[str, Any] = {}
+        self.prompt = ""
+        self.spent: dict[str, int] = {}
+        self.live: Live | None = None
+
+    def __enter__(self) -> Display:
+        if self.console.is_terminal:
+            self.live = Live(
+                self._view(), console=self.console, refresh_per_second=4, get_renderable=self._view
+            )
+            self.live.__enter__()
+        else:
+            self.console.print(f"-- {self.title}")
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self.live is not None:
+            self.live.__exit__(kind, error, trace)
+
+    def phase(self, name: str, state: State) -> None:
+        self._state(state)
+        self.progress.update(self.bar, description=name)
+
+    def step(self, row: dict[str, Any], state: State) -> None:
+        self._state(state)
+        if "reward" in row:
+            self.rewards.append(row["reward"])
+        if "kl" in row:
+            self.kls.append(row["kl"])
+        self.evaluation = row.get("eval", self.evaluation)
+        if self.live is None and "eval" in row:
+            self.console.print(self._line(row))
+
+    def _state(self, state: State) -> None:
+        loop = self.config.loop
+        self.prompt, self.spent = state.population[0].text, dict(state.spent)
+        done = state.step / loop.steps
+        if loop.rollouts:
+            done = max(done, (state.spent["rl"] + state.spent["gepa"]) / loop.rollouts)
+        self.progress.update(
+            self.bar, completed=min(done, 1.0), steps=f"step {state.step}/{loop.steps}"
+        )
+
+    def _line(self, row: dict[str, Any]) -> str:
+        found, spent = row["eval"], row["rollouts"]
+        return (
+            f"step {row['step']:4d}  reward {found['population']['mean']:.3f} "
+            f"(seed prompt {found['seed']['mean']:.3f})  KL {found['drift_population']['kl']:.4f}  "
+            f"rollouts {spent['rl'] + spent['gepa']} (reused {spent['reused']})"
+        )
+
+    def _view(self) -> Panel:
+        table = Table.grid(padding=(0, 2))
+        table.add_column(style="dim", no_wrap=True)
+        table.add_column(no_wrap=True)
+        reward = f"{self.rewards[-1]:.2f}" if self.rewards else "-"
+        kl = f"{self.kls[-1]:.4f}" if self.kls else "-"
+        table.add_row(
+            "reward", Text(f"{curve(self.rewards, 1.0):<{WIDTH}} {reward}", style="green")
+        )
+        table.add_row("KL to base", Text(f"{curve(self.kls):<{WIDTH}} {kl}", style="yellow"))
+        if self.evaluation:
+            found = self.evaluation
+            table.add_row(
+                "held-out reward",
+                f"{found['population']['mean']:.3f} with its prompts, "
+                f"{found['seed']['mean']:.3f} with the seed prompt",
+            )
+        if self.spent:
+            table.add_row(
+                "rollouts",
+                f"{self.spent['rl']} RL + {self.spent['gepa']} GEPA, {self.spent['reused']} reused",
+            )
+        table.add_row("best prompt", Text(self.prompt, overflow="fold", no_wrap=False))
+        return Panel(Group(self.progress, table), title=self.title, title_align="left")
+
+
+def summary_table(summaries: Sequence[dict[str, Any]]) -> Table:
+    """Finished runs side by side, in words for a newcomer."""
+    table = Table(box=None, padding=(0, 2), header_style="bold")
+    table.add_column("", style="dim")
+    for summary in summaries:
+        table.add_column(summary["method"], justify="right")
+
+    def row(label: str, *cells: str) -> None:
+        table.add_row(label, *cells)
+
+    def reward(key: str) -> list[str]:
+        return [f"{summary['reward'][key]:.3f}" for summary in summaries]
+
+    row("reward before training, seed prompt", *reward("base"))
+    row("reward after training, its own prompts", *reward("final"))
+    row("reward after training, seed prompt alone", *reward("final_seed_prompt"))
+    row("drift from the base (KL per token)", *(f"{s['kl_to_base']:.4f}" for s in summaries))
+    row("rollouts generated for RL", *(f"{s['rollouts']['rl']:,}" for s in summaries))
+    row("rollouts generated for GEPA", *(f"{s['rollouts']['gepa']:,}" for s in summaries))
+    row("GEPA's rollouts reused by RL", *(f"{s['rollouts']['reused']:,}" for s in summaries))
+    row("seconds", *(f"{s['seconds']['total']:.0f}" for s in summaries))
+    return table
+
+
+def prompt_tree(rows: Sequence[dict[str, Any]]) -> Table:
+    """The family tree of a run's prompts: text, parent, scores, when born, when dropped."""
+    table = Table(header_style="bold", padding=(0, 1))
+    for name in ("prompt", "parent", "born", "in population", "score by cycle", "text"):
+        table.add_column(name, overflow="fold")
+    children: dict[str | None, list[str]] = {}
+    history: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        if row["id"] not in history:
+            children.setdefault(row["parent"], []).append(row["id"])
+        history.setdefault(row["id"], []).append(row)
+    last = max((row["cycle"] for row in rows), default=0)
+
+    def add(name: str, depth: int) -> None:
+        seen = history[name]
+        first = seen[0]
+        cycles = [row["cycle"] for row in seen if row["member"]]
+        stay = "never"
+        if cycles:
+            dropped = "still in" if cycles[-1] == last else f"dropped in cycle {cycles[-1] + 1}"
+            stay = f"from cycle {cycles[0]}, {dropped}"
+        scores = " ".join(f"{row['score']:.2f}" for row in seen)
+        table.add_row(
+            "  " * depth + name,
+            first["parent"] or "-",
+            str(first["born"]),
+            stay,
+            scores,
+            first["text"],
+        )
+        for child in children.get(name, []):
+            add(child, depth + 1)
+
+    known = set(history)
+    for parent in list(children):
+        if parent is None or parent not in known:  # a rejected draft may be a forebear
+            for name in children[parent]:
+                add(name, 0)
+    return table

@@ -1,0 +1,98 @@
+"""Everything that one run holds in its hands, and how it begins, keeps and ends its steps."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+from fastslow.config import Config
+from fastslow.engine.base import Engine, SamplingParams
+from fastslow.fast.evolve import PromptOptimizer
+from fastslow.fast.population import make_prompt
+from fastslow.fast.reflect import Reflector
+from fastslow.reuse import ReuseCache
+from fastslow.run import Run, State
+from fastslow.stream import ProblemStream
+from fastslow.tasks.base import Task
+
+Row = dict[str, Any]
+
+
+class Observer(Protocol):
+    """Someone who watches: the live display, or nobody."""
+
+    def phase(self, name: str, state: State) -> None: ...
+
+    def step(self, row: Row, state: State) -> None: ...
+
+
+class Session:
+    """One run in progress: its parts, its state, and the plumbing between the loop and the disk."""
+
+    def __init__(
+        self,
+        run: Run,
+        task: Task,
+        engine: Engine,
+        optimizer: PromptOptimizer,
+        reflector: Reflector,
+        observer: Observer,
+    ) -> None:
+        self.run, self.task, self.engine = run, task, engine
+        self.optimizer, self.reflector, self.observer = optimizer, reflector, observer
+        self.config: Config = run.config
+        self.seed = self.config.run.seed
+        self.seed_prompt = make_prompt(self.config.task.seed_prompt or task.seed_prompt)
+        self.stream = ProblemStream(
+            task.problems("train"), self.seed, self.config.slow.no_positive_resampling
+        )
+        self.test = list(task.problems("test"))[: self.config.eval.problems]
+        sampling, measured = self.config.sampling, self.config.eval
+        self.params = SamplingParams(sampling.temperature, sampling.top_p, sampling.max_tokens)
+        self.eval_params = SamplingParams(measured.temperature, measured.top_p, sampling.max_tokens)
+        self.cache = ReuseCache()
+        self.state = State([self.seed_prompt])
+
+    def restore(self) -> bool:
+        """Go back to the last checkpoint; False when there is none and the run begins."""
+        restored = self.run.restore(self.engine)
+        if restored is None:
+            return False
+        self.state = restored
+        self.stream.restore(restored.stream)
+        self.cache = ReuseCache(restored.cache)
+        for key, value in restored.reflection.items():
+            setattr(self.reflector.usage, key, value)
+        return True
+
+    def finished(self) -> bool:
+        loop, spent = self.config.loop, self.state.spent
+        generated = spent["rl"] + spent["gepa"]
+        return self.state.step >= loop.steps or generated >= (loop.rollouts or float("inf"))
+
+    def end_of_step(self, row: Row) -> None:
+        """Log the step and, when one is due, write a checkpoint."""
+        self.log(row)
+        every = self.config.run.checkpoint_every or self.config.loop.cycle
+        if self.state.step % every == 0 or self.finished():
+            self.state.stream = self.stream.state()
+            self.state.cache = self.cache.rollouts()
+            self.run.save(self.state, self.engine)
+
+    def log(self, row: Row) -> None:
+        row["rollouts"] = dict(self.state.spent)
+        row["seconds"] = {key: round(value, 3) for key, value in self.state.seconds.items()}
+        self.run.log("metrics.jsonl", [row])
+        self.observer.step(row, self.state)
+
+    @contextmanager
+    def phase(self, name: str, clock: str) -> Iterator[None]:
+        """Tell the observer what is going on, and add its time to one of the summary's clocks."""
+        self.observer.phase(name, self.state)
+        start = time.perf_counter()
+        yield
+        elapsed = time.perf_counter() - start
+        self.state.seconds[clock] += elapsed
+        self.state.seconds["total"] += elapsed
