@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import random
+import re
 
 import pytest
 import torch
@@ -94,7 +96,8 @@ def test_numbers_and_names_are_single_tokens_everywhere(tokenizer):
 
 
 def test_words_of_the_feedback_are_known(tokenizer):
-    known = {i for ps in (*GRAMMAR.values(), NEUTRAL) for p in ps for i in tokenizer(p)["input_ids"]}
+    patterns = " ".join(itertools.chain(*GRAMMAR.values(), NEUTRAL))
+    known = set(tokenizer(re.sub(r"[<>|]", " ", patterns))["input_ids"])
     for sentence in FEEDBACK[:3]:
         assert set(tokenizer(sentence)["input_ids"]) <= known, sentence
 
@@ -145,7 +148,8 @@ def test_behaviour_follows_advice_at_the_stated_rates():
     rng = random.Random(0)
     styles = [behave(rng, "star", GOOD["star"]) for _ in range(4000)]
     assert abs(sum(style.own for style in styles) / 4000 - OBEY) < 0.02
-    styles = [behave(rng, "star", [Advice.BOX, Advice.CODE_WORK, Advice.PLAIN]) for _ in range(4000)]
+    given = [Advice.BOX, Advice.CODE_WORK, Advice.PLAIN]
+    styles = [behave(rng, "star", given) for _ in range(4000)]
     assert sum(style.boxed for style in styles) / 4000 < 1.5 * (1 - OBEY)
     assert sum(style.work for style in styles) / 4000 < 2 * DEFAULT["star"].work
 

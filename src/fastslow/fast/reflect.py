@@ -206,6 +206,7 @@ def litellm_complete(model: str, usage: Usage, args: dict[str, Any]) -> Complete
         raise ConfigError(
             f"fast.reflector = {model!r} needs the litellm package: pip install 'fastslow[litellm]'"
         ) from None
+    litellm.suppress_debug_info = True  # its advertisement on stdout would tear the live display
     options = {"timeout": 120, "num_retries": 3, "drop_params": True, **args}
     workers = options.pop("max_workers", 8)
 

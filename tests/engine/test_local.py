@@ -1,0 +1,219 @@
+"""The local engine against plain transformers, autograd and AdamW written out."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from fastslow import Config, ConfigError, ModelError, RunError
+from fastslow.api import make_engine
+from fastslow.engine.base import Datum, SamplingParams
+from fastslow.engine.batching import pack
+from fastslow.engine.local import LocalEngine
+
+CONTEXTS = [[5, 6, 7, 8, 9, 10], [11, 12, 13], [14, 15, 16, 17]]
+FREE = SamplingParams(max_tokens=12)
+
+
+def oracle(model, context: list[int], tokens: list[int], temperature: float = 1.0) -> torch.Tensor:
+    """Log-probabilities of a response, from one plain forward pass over one unpadded sequence."""
+    logits = model(input_ids=torch.tensor([context + tokens])).logits[0].float() / temperature
+    at = torch.arange(len(tokens)) + len(context) - 1
+    return logits.log_softmax(-1)[at, torch.tensor(tokens)]
+
+
+def sequences(engine: LocalEngine) -> list[tuple[list[int], list[int]]]:
+    samples = engine.sample(CONTEXTS, [3, 1, 4], FREE, seed=1)
+    return [(c, s.tokens) for c, row in zip(CONTEXTS, samples, strict=True) for s in row]
+
+
+@pytest.fixture
+def plain(tiny: Path):
+    return AutoModelForCausalLM.from_pretrained(tiny).eval()
+
+
+def test_behaviour_logprobs_are_those_of_the_model(engine: LocalEngine, plain):
+    for temperature in (1.0, 0.7):
+        params = SamplingParams(temperature=temperature, max_tokens=12)
+        for context, row in zip(
+            CONTEXTS, engine.sample(CONTEXTS, [3, 1, 4], params, seed=0), strict=True
+        ):
+            for sample in row:
+                expected = oracle(plain, context, sample.tokens, temperature)
+                assert torch.tensor(sample.logprobs).sub(expected).abs().max() < 1e-5
+
+
+def test_counts_seeds_and_stops(engine: LocalEngine):
+    first = engine.sample(CONTEXTS, [3, 0, 4], FREE, seed=3)
+    assert [len(row) for row in first] == [3, 0, 4]
+    assert first == engine.sample(CONTEXTS, [3, 0, 4], FREE, seed=3)
+    assert first != engine.sample(CONTEXTS, [3, 0, 4], FREE, seed=4)
+    engine.stops = list(range(0, 600, 2))  # half of the vocabulary ends a response
+    for row in engine.sample(CONTEXTS, [30, 30, 30], FREE, seed=5):
+        for sample in row:
+            ends = [token in engine.stops for token in sample.tokens]
+            assert ends.index(True) == len(ends) - 1 if True in ends else sample.truncated
+            assert len(sample.tokens) == len(sample.logprobs)
+            assert sample.truncated == (not ends[-1])
+
+
+def test_sampling_follows_the_models_distribution(engine: LocalEngine, plain):
+    params = SamplingParams(temperature=0.5, max_tokens=1)
+    draws = [s.tokens[0] for s in engine.sample([CONTEXTS[0]], [20_000], params, seed=0)[0]]
+    probs = (plain(input_ids=torch.tensor([CONTEXTS[0]])).logits[0, -1] / 0.5).softmax(-1)
+    seen = torch.bincount(torch.tensor(draws), minlength=len(probs)) / len(draws)
+    assert (seen - probs).abs().max() < 5 * (probs.max() / len(draws)).sqrt()
+
+
+def test_top_p_keeps_the_smallest_set_that_reaches_p(engine: LocalEngine, plain):
+    params = SamplingParams(temperature=1.0, top_p=0.5, max_tokens=1)
+    draws = {s.tokens[0] for s in engine.sample([CONTEXTS[0]], [2000], params, seed=0)[0]}
+    probs = (plain(input_ids=torch.tensor([CONTEXTS[0]])).logits[0, -1] / 1.0).softmax(-1)
+    order = probs.argsort(descending=True)
+    needed = int((probs[order].cumsum(0) < 0.5).sum()) + 1
+    assert draws <= set(order[:needed].tolist())
+    assert needed > 1
+
+
+def test_logprobs_equal_the_plain_pass(engine: LocalEngine, plain):
+    pairs = sequences(engine)
+    for budget in (10_000, 40):  # one micro-batch, and many
+        engine.settings.token_budget = budget
+        for which in ("policy", "base"):
+            found = engine.logprobs(pairs, which)
+            for (context, tokens), values in zip(pairs, found, strict=True):
+                expected = oracle(plain, context, tokens)
+                assert torch.tensor(values).sub(expected).abs().max() < 1e-5
+
+
+def test_packing_keeps_to_its_budget_and_loses_nothing():
+    pairs = [([1] * (3 + i // 4), [2] * (1 + i % 5)) for i in range(40)]
+    seen = []
+    for packed in pack(pairs, 60, 0, torch.device("cpu")):
+        assert packed.contexts_CP.numel() + packed.tokens_RT.numel() <= 60
+        seen += packed.rows
+        for r, row in enumerate(packed.rows):
+            length = int(packed.token_mask_RT[r].sum())
+            assert packed.tokens_RT[r, :length].tolist() == pairs[row][1]
+            parent = packed.parent_R[r]
+            own = packed.contexts_CP[parent][packed.context_mask_CP[parent].bool()]
+            assert own.tolist() == pairs[row][0]
+    assert sorted(seen) == list(range(40))
+
+
+@pytest.mark.parametrize("budget", [10_000, 40])
+def test_update_is_one_cispo_step_of_adamw(tiny: Path, plain, budget: int):
+    """Weights after `update` against loss, gradient, clipping and AdamW spelled out on the plain model."""
+    slow = {"lr": 1e-2, "warmup": 0, "kl": 0.1, "clip": 0.5, "tau": 1.05}
+    engine = make_engine(
+        Config.parse({"model": {"name": str(tiny)}, "slow": slow, "engine": {"token_budget": budget}})
+    )
+    pairs = sequences(engine)
+    advantages = [1.0, -0.5, 0.3, -1.2, 0.8, 0.1, -0.4, 2.0]
+    behaviour = [[v + 0.1 * (i % 3 - 1) for v in row] for i, row in enumerate(engine.logprobs(pairs, "policy"))]
+    data = [
+        Datum(context, tokens, logprobs, [1 / (len(tokens) * 8)] * len(tokens), advantage)
+        for (context, tokens), logprobs, advantage in zip(pairs, behaviour, advantages, strict=True)
+    ]
+    result = engine.update(data)
+
+    total = torch.tensor(0.0)
+    for datum in data:
+        logp = oracle(plain, datum.context, datum.tokens)
+        rho = (logp.detach() - torch.tensor(datum.logprobs)).exp().clamp(max=1.05)
+        gap = logp.detach() - logp  # the base is the same model here: its values are logp's
+        k3 = gap.exp() - gap - 1
+        total = total + ((-rho * datum.advantage * logp + 0.1 * k3) * torch.tensor(datum.weights)).sum()
+    total.backward()
+    norm = torch.nn.utils.clip_grad_norm_(plain.parameters(), 0.5)
+    torch.optim.AdamW(plain.parameters(), lr=1e-2, betas=(0.9, 0.999), weight_decay=0.0).step()
+
+    assert result.loss == pytest.approx(total.item(), abs=1e-5)
+    assert result.grad_norm == pytest.approx(norm.item(), rel=1e-4)
+    assert engine.version == 1
+    for mine, theirs in zip(engine.policy.parameters(), plain.parameters(), strict=True):
+        # AdamW's first step is lr * sign(gradient) wherever the gradient is not rounding noise.
+        sure = theirs.grad.abs() > 1e-6
+        assert (mine - theirs)[sure].abs().max() < 1e-3 * 1e-2 + 1e-6
+
+
+def test_warm_up_is_linear(tiny: Path):
+    engine = make_engine(
+        Config.parse({"model": {"name": str(tiny)}, "slow": {"lr": 1.0e-6, "warmup": 4}})
+    )
+    data = [Datum([1, 2], [3, 4], [-1.0, -1.0], [0.5, 0.5], 1.0)]
+    rates = [engine.update(data).lr for _ in range(6)]
+    assert rates == pytest.approx([0.25e-6, 0.5e-6, 0.75e-6, 1e-6, 1e-6, 1e-6])
+
+
+def test_the_base_stays_frozen(engine: LocalEngine, plain):
+    pairs = sequences(engine)
+    before = engine.logprobs(pairs, "base")
+    engine.update([Datum(c, t, [-1.0] * len(t), [0.1] * len(t), 1.0) for c, t in pairs])
+    assert engine.logprobs(pairs, "base") == before
+    assert engine.logprobs(pairs, "policy") != before
+
+
+def test_save_and_load_continue_bit_for_bit(tiny: Path, tmp_path: Path):
+    config = Config.parse({"model": {"name": str(tiny)}, "slow": {"lr": 1e-3, "warmup": 3}})
+    first, second = make_engine(config), make_engine(config)
+    data = [Datum([1, 2], [3, 4, 5], [-1.0] * 3, [0.3] * 3, 1.0)]
+    first.update(data)
+    first.save(tmp_path)
+    second.load(tmp_path)
+    for engine in (first, second):
+        engine.update(data)
+    assert second.version == 2
+    for a, b in zip(first.policy.parameters(), second.policy.parameters(), strict=True):
+        assert torch.equal(a, b)
+    AutoModelForCausalLM.from_pretrained(tmp_path / "model")  # plain Hugging Face format
+
+
+def test_half_precision_learns_from_tiny_rates(tiny: Path):
+    """A rate of 1e-6 vanishes in a bf16 weight; FP32 masters keep it until it adds up."""
+    config = {"model": {"name": str(tiny), "dtype": "bfloat16"}, "slow": {"lr": 2e-5, "warmup": 0}}
+    engine = make_engine(Config.parse(config))
+    data = [Datum([1, 2], [3, 4], [-1.0, -1.0], [0.5, 0.5], 1.0)]
+    before = engine.policy.get_input_embeddings().weight.clone()
+    for _ in range(60):
+        engine.update(data)
+    moved = engine.policy.get_input_embeddings().weight - before
+    assert engine.policy.dtype == torch.bfloat16
+    assert moved.abs().max() > 5e-4
+    fresh = engine.sample([[1, 2]], [4], FREE, seed=0)[0]
+    found = engine.logprobs([([1, 2], s.tokens) for s in fresh], "policy")
+    for sample, values in zip(fresh, found, strict=True):
+        assert torch.tensor(values).sub(torch.tensor(sample.logprobs)).abs().max() < 0.1
+
+
+def test_bad_models_are_named(tiny: Path, tmp_path: Path):
+    with pytest.raises(ModelError, match="nowhere"):
+        make_engine(Config.parse({"model": {"name": str(tmp_path / "nowhere")}}))
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    for path in tiny.iterdir():
+        if "chat_template" not in path.name:
+            (bare / path.name).write_bytes(path.read_bytes())
+    with pytest.raises(ModelError, match="no chat template"):
+        make_engine(Config.parse({"model": {"name": str(bare)}}))
+
+
+def test_stop_strings_must_be_tokens(tiny: Path):
+    with pytest.raises(ConfigError, match="sampling.stop"):
+        make_engine(
+            Config.parse({"model": {"name": str(tiny)}, "sampling": {"stop": ["xylophone zebra"]}})
+        )
+
+
+def test_a_prompt_longer_than_the_context_is_refused(engine: LocalEngine):
+    with pytest.raises(ConfigError, match="600 tokens leaves no room in the model's context of 512"):
+        engine.sample([[1] * 600], [1], FREE, seed=0)
+
+
+def test_damaged_checkpoints_are_named(engine: LocalEngine, tmp_path: Path):
+    engine.save(tmp_path)
+    weights = tmp_path / "model" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(RunError, match="damaged checkpoint"):
+        engine.load(tmp_path)

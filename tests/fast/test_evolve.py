@@ -1,0 +1,170 @@
+"""The fast phase with a policy made of a rule: reward is how much of the good advice a prompt holds."""
+
+import random
+
+import pytest
+from conftest import rollout
+
+from fastslow import Problem, ReflectorError
+from fastslow.config import FastConfig
+from fastslow.fast.evolve import FastResult, Gepa
+from fastslow.fast.population import make_prompt
+from fastslow.fast.reflect import Offline, Usage
+
+ADVICE = ("Work backwards.", "Use a box.", "Omit the source.")
+SEED = make_prompt("You are helpful. Solve the task.")
+ANCHORS = [Problem(f"p{i}", f"question {i}", None) for i in range(10)]
+CONFIG = FastConfig(k=2, budget=200, anchors=10, minibatch=3, proposals=3)
+
+
+class World:
+    """Evaluates by rule and remembers every batch it was asked for."""
+
+    def __init__(self, strict: bool = False) -> None:
+        self.batches: list[list] = []
+        self.strict = strict
+
+    def __call__(self, pairs):
+        self.batches.append(list(pairs))
+        results = []
+        for prompt, problem in pairs:
+            missing = [advice for advice in ADVICE if advice not in prompt.text]
+            reward = float(not missing) if self.strict else 1 - len(missing) / 3
+            feedback = " ".join(missing) or "Right."
+            results.append(rollout(problem.id, prompt.id, reward, feedback=feedback))
+        return results
+
+
+def evolve(config=CONFIG, population=(SEED,), world=None, reflector=None, cycle=0, seed=0) -> FastResult:
+    return Gepa(config).evolve(
+        list(population), ANCHORS, world or World(), reflector or Offline(), random.Random(seed), cycle, {}
+    )
+
+
+def test_the_search_finds_all_advice():
+    for strict in (False, True):
+        best = evolve(world=World(strict)).population[0]
+        assert all(advice in best.prompt.text for advice in ADVICE)
+        assert best.prompt.parent is not None
+
+
+class OneByOne:
+    """A reflector that adds the first piece of advice that is missing."""
+
+    def __init__(self) -> None:
+        self.usage = Usage()
+
+    def propose(self, jobs, rng):
+        return [
+            next((f"{job.prompt} {advice}" for advice in ADVICE if advice not in job.prompt), None)
+            for job in jobs
+        ]
+
+
+@pytest.mark.parametrize(("ties", "reward"), [(True, 1), (False, 0)])
+def test_ties_at_zero_are_the_way_off_the_plateau(ties: bool, reward: float):
+    config = CONFIG.model_copy(update={"accept_zero_ties": ties, "proposals": 1})
+    result = evolve(config, world=World(True), reflector=OneByOne())
+    assert max(item.score for item in result.scored) == pytest.approx(reward, abs=0.3)
+    assert (result.population[0].score > 0) == ties
+
+
+def test_the_budget_holds_and_is_what_was_spent():
+    for budget in (60, 97, 200):
+        world = World()
+        result = evolve(CONFIG.model_copy(update={"budget": budget}), world=world)
+        assert result.rollouts == sum(map(len, world.batches)) <= budget
+
+
+def test_the_old_population_is_scored_in_one_batch_at_no_extra_cost():
+    members = [SEED, make_prompt("Use a box."), make_prompt("Omit the source. Use a box.")]
+    world = World()
+    result = evolve(CONFIG.model_copy(update={"k": 3, "budget": 31}), members, world)
+    assert [len(batch) for batch in world.batches] == [30]
+    assert {item.prompt.id for item in result.scored} == {member.id for member in members}
+    assert result.population[0].prompt == members[2]
+
+
+def test_stages_are_one_batch_each_and_parents_are_free():
+    world = World(True)
+    evolve(CONFIG.model_copy(update={"budget": 49}), world=world)
+    seed_sweep, minibatches, *rest = map(len, world.batches)
+    assert seed_sweep == 10
+    assert minibatches == 3 * 3  # three children, three anchors each; their parent is known already
+    assert sum(rest) <= 30
+    asked = [problem.id for _, problem in world.batches[1]]
+    assert len(set(asked)) == 9  # parallel proposals have disjoint minibatches
+
+
+def test_a_saturated_population_is_left_alone():
+    perfect = make_prompt(" ".join(ADVICE))
+    world = World()
+    result = evolve(population=[perfect], world=world)
+    assert result.saturated
+    assert result.proposed == 0
+    assert [len(batch) for batch in world.batches] == [10]
+
+
+class Scripted:
+    """A reflector that answers from a list, then with None."""
+
+    def __init__(self, *answers) -> None:
+        self.usage, self.answers = Usage(), list(answers)
+
+    def propose(self, jobs, rng):
+        return [self.answers.pop(0) if self.answers else None for _ in jobs]
+
+
+def test_invalid_proposals_are_counted_and_never_evaluated():
+    world = World()
+    bad = Scripted(None, "", SEED.text, "Use a box.", "Use a box.", "I'm sorry, no.", "x" * 5000)
+    result = evolve(world=world, reflector=bad)
+    assert result.rejected.pop("unreadable") > 1
+    assert dict(result.rejected) == dict.fromkeys(
+        ("empty", "unchanged", "refused", "overlong", "duplicate"), 1
+    )
+    seen = {prompt.text for batch in world.batches for prompt, _ in batch}
+    assert seen == {SEED.text, "Use a box."}
+
+
+class Down:
+    def __init__(self) -> None:
+        self.usage, self.asked = Usage(), 0
+
+    def propose(self, jobs, rng):
+        self.asked += 1
+        raise ReflectorError("endpoint is down")
+
+
+def test_a_reflector_that_is_down_stops_the_phase_at_once():
+    world, down = World(), Down()
+    with pytest.raises(ReflectorError, match="endpoint is down"):
+        evolve(world=world, reflector=down)
+    assert down.asked == 1
+    assert [len(batch) for batch in world.batches] == [10]  # the budget does not burn on
+
+
+def test_errors_of_the_task_are_not_swallowed():
+    def broken(pairs):
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        evolve(world=broken)
+
+
+def test_a_phase_is_a_function_of_its_generator():
+    first, second, other = evolve(seed=1), evolve(seed=1), evolve(seed=2)
+    assert first.scored == second.scored
+    assert [item.prompt for item in first.scored] != [item.prompt for item in other.scored]
+
+
+def test_lineage_leads_back_to_the_seed():
+    result = evolve(cycle=4)
+    for item in result.scored:
+        assert item.prompt == SEED or item.prompt.born == 4
+
+
+def test_merge_runs():
+    result = evolve(CONFIG.model_copy(update={"merge": True, "budget": 300}))
+    assert result.population[0].score > 0
+    assert result.rollouts <= 300

@@ -1,0 +1,80 @@
+"""The command line as a user types it."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from test_run import in_process
+
+from fastslow.cli import main
+
+
+@pytest.fixture
+def config(small: dict, tmp_path: Path) -> str:
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(small))
+    return str(path)
+
+
+def test_train_eval_prompts(config: str, small: dict, tmp_path: Path, capsys: pytest.CaptureFixture):
+    run = str(tmp_path / "mine")
+    code = main(["train", config, "--method", "fst", "--seed", "3", "--set", f"run.dir={run}"])
+    said = capsys.readouterr().out
+    assert code == 0
+    for part in ("reward after training", "best prompt", "rollouts", f"fastslow prompts {run}"):
+        assert part in said
+    assert yaml.safe_load((Path(run) / "config.yaml").read_text())["run"]["seed"] == 3
+
+    for choice in ("seed", "best", "all"):
+        assert main(["eval", run, "--prompt", choice, "--n", "2"]) == 0
+        assert "mean@2" in capsys.readouterr().out
+    own = tmp_path / "prompt.txt"
+    own.write_text("Write many vowels.")
+    assert main(["eval", run, "--prompt", str(own)]) == 0
+    assert "Write many vowels." in " ".join(capsys.readouterr().out.split())
+
+    assert main(["prompts", run]) == 0
+    tree = capsys.readouterr().out
+    assert "Write." in tree
+    assert "from cycle 0" in tree
+
+    assert main(["resume", run]) == 0  # finished already: says so by its summary
+
+
+def test_tasks(capsys: pytest.CaptureFixture):
+    assert main(["tasks"]) == 0
+    assert "star_graph" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["--set", "slow.leraning_rate=1"], ["slow.leraning_rate"]),
+        (["--set", "fast.k=3"], ["does not divide", "[1, 2, 4]"]),
+        (["--set", "model.name=/nowhere"], ["model.name", "/nowhere"]),
+        (["--set", "task.name=star_grph"], ["did you mean 'star_graph'"]),
+        (["--set", "oops"], ["key.path=value"]),
+    ],
+)
+def test_bad_input_is_one_line_and_code_2(config: str, arguments: list[str], parts: list[str], capsys):
+    assert main(["train", config, *arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    for part in parts:
+        assert part in error
+
+
+def test_missing_runs_and_prompts(config: str, tmp_path: Path, small: dict, capsys):
+    for command in ("resume", "eval", "prompts"):
+        assert main([command, str(tmp_path / "none")]) == 2
+        assert "not a run directory" in capsys.readouterr().err
+    assert main(["train", config]) == 0
+    assert main(["eval", small["run"]["dir"], "--prompt", "absent.txt"]) == 2
+    assert "absent.txt" in capsys.readouterr().err
+
+
+def test_the_installed_command_answers():
+    done = in_process("--help")
+    assert done.returncode == 0
+    for command in ("train", "resume", "eval", "prompts", "tasks"):
+        assert command in done.stdout
