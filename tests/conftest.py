@@ -45,7 +45,9 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def engine(tiny: Path) -> LocalEngine:
-    made = make_engine(Config.parse({"model": {"name": str(tiny)}, "slow": {"lr": 1e-3, "warmup": 0}}))
+    made = make_engine(
+        Config.parse({"model": {"name": str(tiny)}, "slow": {"lr": 1e-3, "warmup": 0}})
+    )
     assert isinstance(made, LocalEngine)
     return made
 
@@ -65,7 +67,9 @@ class Letters(Task):
     def score(self, problem: Problem, response: str) -> Score:
         hits = sum(char in "aeiou" for char in response)
         reward = float(hits > 9)
-        return Score(reward, "Good." if reward else f"Only {hits} vowels. Use more vowels. Be vivid.")
+        return Score(
+            reward, "Good." if reward else f"Only {hits} vowels. Use more vowels. Be vivid."
+        )
 
 
 @pytest.fixture

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from test_run import in_process
 
 from fastslow.cli import main
+from test_run import in_process
 
 
 @pytest.fixture
@@ -16,7 +16,9 @@ def config(small: dict, tmp_path: Path) -> str:
     return str(path)
 
 
-def test_train_eval_prompts(config: str, small: dict, tmp_path: Path, capsys: pytest.CaptureFixture):
+def test_train_eval_prompts(
+    config: str, small: dict, tmp_path: Path, capsys: pytest.CaptureFixture
+):
     run = str(tmp_path / "mine")
     code = main(["train", config, "--method", "fst", "--seed", "3", "--set", f"run.dir={run}"])
     said = capsys.readouterr().out
@@ -56,7 +58,9 @@ def test_tasks(capsys: pytest.CaptureFixture):
         (["--set", "oops"], ["key.path=value"]),
     ],
 )
-def test_bad_input_is_one_line_and_code_2(config: str, arguments: list[str], parts: list[str], capsys):
+def test_bad_input_is_one_line_and_code_2(
+    config: str, arguments: list[str], parts: list[str], capsys
+):
     assert main(["train", config, *arguments]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1

@@ -21,7 +21,12 @@ def test_defaults_are_the_papers():
     config = Config()
     assert (config.loop.cycle, config.loop.group, config.loop.problems) == (6, 8, 32)
     assert (config.fast.k, config.fast.budget, config.fast.anchors) == (8, 960, 200)
-    assert (config.slow.tau, config.slow.kl, config.slow.lr, config.slow.clip) == (3.0, 1e-3, 1e-6, 1.0)
+    assert (config.slow.tau, config.slow.kl, config.slow.lr, config.slow.clip) == (
+        3.0,
+        1e-3,
+        1e-6,
+        1.0,
+    )
     assert (config.slow.betas, config.slow.warmup) == ((0.9, 0.999), 10)
     assert (config.eval.temperature, config.eval.top_p, config.eval.n) == (0.6, 0.95, 4)
 

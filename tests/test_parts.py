@@ -3,8 +3,8 @@
 import math
 
 import pytest
-from conftest import Letters, rollout
 
+from conftest import Letters, rollout
 from fastslow import ConfigError, Group, Problem
 from fastslow.collect import collect_groups, derive
 from fastslow.engine.base import SamplingParams
@@ -122,7 +122,11 @@ def test_evaluation_is_mean_and_best_over_n(engine: LocalEngine):
     order = sorted(range(10), key=lambda i: (i // 2, (i % 2 + i // 2) % 2))
     drawn = engine.sample([contexts[i] for i in order], [2] * 10, PARAMS, seed=1)
     rewards = [
-        [task.score(problems[j], engine.decode(s.tokens)).reward for row in drawn[2 * j : 2 * j + 2] for s in row]
+        [
+            task.score(problems[j], engine.decode(s.tokens)).reward
+            for row in drawn[2 * j : 2 * j + 2]
+            for s in row
+        ]
         for j in range(5)
     ]
     assert found.mean == pytest.approx(sum(map(sum, rewards)) / 20)

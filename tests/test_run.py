@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from conftest import Letters
 from safetensors.torch import load_file
 
 import fastslow
+from conftest import Letters
 from fastslow import Config, ReflectorError, RunError, Score
 from fastslow.run import Run
 
@@ -69,7 +69,10 @@ def in_process(*arguments: str) -> subprocess.CompletedProcess[str]:
     tests = str(Path(__file__).parent)
     environment = os.environ | {"PYTHONPATH": tests, "OMP_NUM_THREADS": "1"}
     return subprocess.run(
-        [sys.executable, "-m", "fastslow", *arguments], env=environment, capture_output=True, text=True
+        [sys.executable, "-m", "fastslow", *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
     )
 
 
@@ -124,14 +127,28 @@ def test_kill_anywhere(reference: Path, point: str, every: int):
 
 def test_what_a_run_leaves_behind(small: dict):
     run = fastslow.train(small)
-    assert {"config.yaml", "metrics.jsonl", "prompts.jsonl", "rollouts", "checkpoints", "summary.json"} <= {
-        path.name for path in run.dir.iterdir()
-    }
+    assert {
+        "config.yaml",
+        "metrics.jsonl",
+        "prompts.jsonl",
+        "rollouts",
+        "checkpoints",
+        "summary.json",
+    } <= {path.name for path in run.dir.iterdir()}
     assert [row["step"] for row in run.metrics] == [0, 1, 2, 3, 4, 5]
     assert [path.name for path in run.checkpoints()] == ["step-000005"]
     summary = run.summary
     assert summary is not None
-    assert {"method", "seed", "steps", "reward", "kl_to_base", "entropy", "rollouts", "seconds"} <= set(summary)
+    assert {
+        "method",
+        "seed",
+        "steps",
+        "reward",
+        "kl_to_base",
+        "entropy",
+        "rollouts",
+        "seconds",
+    } <= set(summary)
     assert {"base", "final", "final_seed_prompt"} <= set(summary["reward"])
     assert {"sample", "train", "gepa", "eval", "total"} == set(summary["seconds"])
     spent = summary["rollouts"]
@@ -148,7 +165,9 @@ def test_fresh_rollouts_are_on_policy_and_reused_ones_are_close(small: dict):
     assert ratios
     assert all(ratio["fresh"]["deviation"] < 1e-4 for ratio in ratios if "fresh" in ratio)
     stale = [ratio["reused"]["deviation"] for ratio in ratios if "reused" in ratio]
-    assert max(stale) > 1e-4  # the second step of a cycle reuses what the first step's policy left behind
+    assert (
+        max(stale) > 1e-4
+    )  # the second step of a cycle reuses what the first step's policy left behind
 
 
 @pytest.mark.parametrize("method", ["rl", "gepa", "gepa+rl", "fst"])

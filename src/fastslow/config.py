@@ -1,4 +1,4 @@
-"""One tree of settings. Each default is the FST paper's (arXiv 2605.12484) unless its line says otherwise."""
+"""One tree of settings; each default is the FST paper's (arXiv 2605.12484) unless its line differs."""
 
 from __future__ import annotations
 
@@ -129,16 +129,16 @@ class EvalConfig(Section):
 class Config(Section):
     """Everything a run depends on. Build it from keywords, or with `Config.load("file.yaml")`."""
 
-    run: RunConfig = Field(default_factory=RunConfig)
-    model: ModelConfig = Field(default_factory=ModelConfig)
-    task: TaskConfig = Field(default_factory=TaskConfig)
-    engine: EngineConfig = Field(default_factory=EngineConfig)
-    sampling: SamplingConfig = Field(default_factory=SamplingConfig)
-    slow: SlowConfig = Field(default_factory=SlowConfig)
-    fast: FastConfig = Field(default_factory=FastConfig)
-    loop: LoopConfig = Field(default_factory=LoopConfig)
-    reuse: ReuseConfig = Field(default_factory=ReuseConfig)
-    eval: EvalConfig = Field(default_factory=EvalConfig)
+    run: RunConfig = RunConfig()
+    model: ModelConfig = ModelConfig()
+    task: TaskConfig = TaskConfig()
+    engine: EngineConfig = EngineConfig()
+    sampling: SamplingConfig = SamplingConfig()
+    slow: SlowConfig = SlowConfig()
+    fast: FastConfig = FastConfig()
+    loop: LoopConfig = LoopConfig()
+    reuse: ReuseConfig = ReuseConfig()
+    eval: EvalConfig = EvalConfig()
 
     @model_validator(mode="after")
     def _fits_together(self) -> Config:

@@ -20,7 +20,7 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """What a task says of a response: a reward (0..1 by convention) and a text that a person could act on."""
+    """What a task says of a response: a reward (0..1 by convention) and a text to act on."""
 
     reward: float
     feedback: str

@@ -74,7 +74,7 @@ class Run:
         directory = config.run_dir
         if (directory / "config.yaml").exists():
             raise RunError(
-                f"{directory}: there is a run here already; continue it with 'fastslow resume {directory}', "
+                f"{directory}: a run is here already; continue it with 'fastslow resume {directory}', "
                 "or choose another place with --set run.dir=..."
             )
         _guard(lambda: directory.mkdir(parents=True, exist_ok=True), directory)
@@ -258,6 +258,6 @@ def _guard(action: Any, path: Path) -> None:
         action()
     except OSError as error:
         raise RunError(
-            f"{error.filename or path}: {error.strerror or error}; free some space or choose another run.dir, "
+            f"{error.filename or path}: {error.strerror or error}; free some space, "
             "then continue with 'fastslow resume'"
         ) from None

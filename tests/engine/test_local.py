@@ -107,11 +107,16 @@ def test_update_is_one_cispo_step_of_adamw(tiny: Path, plain, budget: int):
     """Weights after `update` against loss, gradient, clipping and AdamW spelled out on the plain model."""
     slow = {"lr": 1e-2, "warmup": 0, "kl": 0.1, "clip": 0.5, "tau": 1.05}
     engine = make_engine(
-        Config.parse({"model": {"name": str(tiny)}, "slow": slow, "engine": {"token_budget": budget}})
+        Config.parse(
+            {"model": {"name": str(tiny)}, "slow": slow, "engine": {"token_budget": budget}}
+        )
     )
     pairs = sequences(engine)
     advantages = [1.0, -0.5, 0.3, -1.2, 0.8, 0.1, -0.4, 2.0]
-    behaviour = [[v + 0.1 * (i % 3 - 1) for v in row] for i, row in enumerate(engine.logprobs(pairs, "policy"))]
+    behaviour = [
+        [v + 0.1 * (i % 3 - 1) for v in row]
+        for i, row in enumerate(engine.logprobs(pairs, "policy"))
+    ]
     data = [
         Datum(context, tokens, logprobs, [1 / (len(tokens) * 8)] * len(tokens), advantage)
         for (context, tokens), logprobs, advantage in zip(pairs, behaviour, advantages, strict=True)
@@ -124,7 +129,9 @@ def test_update_is_one_cispo_step_of_adamw(tiny: Path, plain, budget: int):
         rho = (logp.detach() - torch.tensor(datum.logprobs)).exp().clamp(max=1.05)
         gap = logp.detach() - logp  # the base is the same model here: its values are logp's
         k3 = gap.exp() - gap - 1
-        total = total + ((-rho * datum.advantage * logp + 0.1 * k3) * torch.tensor(datum.weights)).sum()
+        total = (
+            total + ((-rho * datum.advantage * logp + 0.1 * k3) * torch.tensor(datum.weights)).sum()
+        )
     total.backward()
     norm = torch.nn.utils.clip_grad_norm_(plain.parameters(), 0.5)
     torch.optim.AdamW(plain.parameters(), lr=1e-2, betas=(0.9, 0.999), weight_decay=0.0).step()
@@ -207,7 +214,9 @@ def test_stop_strings_must_be_tokens(tiny: Path):
 
 
 def test_a_prompt_longer_than_the_context_is_refused(engine: LocalEngine):
-    with pytest.raises(ConfigError, match="600 tokens leaves no room in the model's context of 512"):
+    with pytest.raises(
+        ConfigError, match="600 tokens leaves no room in the model's context of 512"
+    ):
         engine.sample([[1] * 600], [1], FREE, seed=0)
 
 

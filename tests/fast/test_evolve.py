@@ -3,8 +3,8 @@
 import random
 
 import pytest
-from conftest import rollout
 
+from conftest import rollout
 from fastslow import Problem, ReflectorError
 from fastslow.config import FastConfig
 from fastslow.fast.evolve import FastResult, Gepa
@@ -35,9 +35,17 @@ class World:
         return results
 
 
-def evolve(config=CONFIG, population=(SEED,), world=None, reflector=None, cycle=0, seed=0) -> FastResult:
+def evolve(
+    config=CONFIG, population=(SEED,), world=None, reflector=None, cycle=0, seed=0
+) -> FastResult:
     return Gepa(config).evolve(
-        list(population), ANCHORS, world or World(), reflector or Offline(), random.Random(seed), cycle, {}
+        list(population),
+        ANCHORS,
+        world or World(),
+        reflector or Offline(),
+        random.Random(seed),
+        cycle,
+        {},
     )
 
 

@@ -1,8 +1,8 @@
 """Who stays: ranking and top-K on evidence made by hand."""
 
 import pytest
-from conftest import rollout
 
+from conftest import rollout
 from fastslow.fast.population import Evidence, make_prompt, prompt_id, rank, top_k
 
 A, B, C = (make_prompt(text) for text in ("Be brief.", "Think first.", "Show all of your work."))
@@ -31,10 +31,15 @@ def test_frontier_members_come_before_dominated_ones():
     found = evidence(
         a={"p": [1.0], "q": [0.0], "r": [0.0], "s": [0.0]},  # alone in solving p
         b={"p": [0.0], "q": [1.0], "r": [1.0], "s": [1.0]},
-        c={"p": [0.0], "q": [1.0], "r": [1.0], "s": [0.0]},  # dominated by b, better than a on average
+        c={
+            "p": [0.0],
+            "q": [1.0],
+            "r": [1.0],
+            "s": [0.0],
+        },  # dominated by b, better than a on average
     )
     assert order(found) == [B.text, A.text, C.text]
-    assert [item.wins for item in rank([A, B, C], found)] == [1 + 2, 1, 2][:1] + [1, 2]
+    assert [item.wins for item in rank([A, B, C], found)] == [3, 1, 2]
 
 
 def test_a_lucky_single_sample_does_not_beat_steady_evidence():
@@ -53,7 +58,9 @@ def test_earlier_rollouts_count_towards_a_survivors_mean():
 
 def test_ties_go_to_fewer_complaints_then_to_the_shorter_text():
     found = Evidence()
-    found.add([rollout("p", A.id, feedback="No. Wrong. Bad."), rollout("p", B.id, feedback="Wrong.")])
+    found.add(
+        [rollout("p", A.id, feedback="No. Wrong. Bad."), rollout("p", B.id, feedback="Wrong.")]
+    )
     found.add([rollout("p", C.id, feedback="Wrong.")])
     assert order(found) == [B.text, C.text, A.text]
 
@@ -61,7 +68,9 @@ def test_ties_go_to_fewer_complaints_then_to_the_shorter_text():
 @pytest.mark.parametrize(("floor", "kept"), [(0.0, 3), (0.5, 2), (1.0, 1)])
 def test_top_k_drops_members_far_below_the_best(floor: float, kept: int):
     found = evidence(
-        a={"p": [1.0] * 90 + [0.0] * 10}, b={"q": [1.0] * 70 + [0.0] * 30}, c={"r": [0.0] * 99 + [1.0]}
+        a={"p": [1.0] * 90 + [0.0] * 10},
+        b={"q": [1.0] * 70 + [0.0] * 30},
+        c={"r": [0.0] * 99 + [1.0]},
     )
     assert len(top_k(rank([A, B, C], found), 4, floor)) == kept
     assert len(top_k(rank([A, B, C], found), 1, floor)) == 1

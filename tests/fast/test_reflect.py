@@ -31,7 +31,9 @@ def test_offline_takes_what_recurs_in_the_feedback():
     proposals = Offline().propose([JOB] * 300, rng)
     added = Counter(s for text in proposals for s in sentences(text) if s not in sentences(SEED))
     known = {s for text in FEEDBACK for s in sentences(text)}
-    assert {s for s in added if not s.split()[0].rstrip(":") in ("Always", "Remember", "Important")} <= known
+    assert {
+        s for s in added if s.split()[0].rstrip(":") not in ("Always", "Remember", "Important")
+    } <= known
     advice = added["Work backwards."] + added["Use a box."]
     remarks = sum(count for sentence, count in added.items() if sentence.startswith("Step"))
     assert advice > 3 * remarks > 0
@@ -139,7 +141,9 @@ class Server(BaseHTTPRequestHandler):
             ],
             "usage": {"prompt_tokens": 11, "completion_tokens": 5, "total_tokens": 16},
         }
-        data = json.dumps({"error": {"message": "down for repair"}} if self.fail else reply).encode()
+        data = json.dumps(
+            {"error": {"message": "down for repair"}} if self.fail else reply
+        ).encode()
         self.send_response(503 if self.fail else 200)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(data)))

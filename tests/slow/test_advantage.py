@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from conftest import rollout
 
+from conftest import rollout
 from fastslow import Group, Problem
 from fastslow.config import SlowConfig
 from fastslow.slow.advantage import advantages, make_batch
@@ -12,7 +12,8 @@ from fastslow.slow.advantage import advantages, make_batch
 def group(*rewards: float, prompts: str = "", tokens: int = 3, name: str = "p") -> Group:
     prompts = prompts or "a" * len(rewards)
     members = [
-        rollout(name, prompt, reward, tokens) for prompt, reward in zip(prompts, rewards, strict=True)
+        rollout(name, prompt, reward, tokens)
+        for prompt, reward in zip(prompts, rewards, strict=True)
     ]
     return Group(Problem(name, "?", None), members)
 

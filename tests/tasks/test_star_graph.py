@@ -21,7 +21,7 @@ def test_problems_are_the_same_for_ever():
 
 
 def test_the_papers_size_is_the_default():
-    edges, source, goal = parse_question(PAPER.problems("train")[0].prompt)
+    edges, source, _ = parse_question(PAPER.problems("train")[0].prompt)
     assert len(edges) == 25 * 19
     assert sum(u == source for u, _ in edges) == 25
     assert max(max(edge) for edge in edges) < 500
@@ -95,7 +95,9 @@ def test_scoring_is_total(response: str):
     assert score.feedback
 
 
-@pytest.mark.parametrize("response", ["1," * 500_000, "\\boxed{" * 200_000, "9" * 10**6, "\\boxed{1}" * 10**5])
+@pytest.mark.parametrize(
+    "response", ["1," * 500_000, "\\boxed{" * 200_000, "9" * 10**6, "\\boxed{1}" * 10**5]
+)
 def test_huge_responses_are_scored(response: str):
     assert TASK.score(HAND, response).reward == 0
 

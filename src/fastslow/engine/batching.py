@@ -13,7 +13,7 @@ Sequences = Sequence[tuple[list[int], list[int]]]
 
 @dataclass(slots=True)
 class Packed:
-    """C contexts and the R responses that continue them; `rows[r]` is row r's place in the caller's list."""
+    """C contexts and R responses to them; `rows[r]` is row r's place in the caller's list."""
 
     contexts_CP: Tensor
     context_mask_CP: Tensor
@@ -53,8 +53,8 @@ def pack(
 ) -> Iterator[Packed]:
     """Micro-batches of like lengths, each of at most `token_budget` padded tokens (or one sequence)."""
     by_context: dict[tuple[int, ...], list[int]] = {}
-    for row, (context, _) in enumerate(sequences):
-        by_context.setdefault(tuple(context), []).append(row)
+    for row, (ids, _) in enumerate(sequences):
+        by_context.setdefault(tuple(ids), []).append(row)
     order = sorted(by_context.items(), key=lambda item: (len(item[0]), item[1][0]))
     chosen: list[tuple[tuple[int, ...], list[int]]] = []
     width = length = count = 0

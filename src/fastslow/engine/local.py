@@ -51,7 +51,7 @@ class LocalEngine:
 
     def _load_model(self, source: str | Path) -> Any:
         try:
-            model = AutoModelForCausalLM.from_pretrained(source, dtype=self.dtype)
+            model: Any = AutoModelForCausalLM.from_pretrained(source, dtype=self.dtype)
         except (OSError, ValueError, KeyError) as error:
             raise ModelError(f"model.name = {str(source)!r}: {_first_line(error)}") from None
         model.to(self.device).eval()  # no dropout: sampling and training must agree
@@ -117,7 +117,8 @@ class LocalEngine:
         )
         generator = torch.Generator(self.device).manual_seed(seed)
         while order:
-            chunk, rows = [], 0
+            chunk: list[int] = []
+            rows = 0
             while order and (not chunk or rows + counts[order[0]] <= self.settings.rows):
                 rows += counts[order[0]]
                 chunk.append(order.pop(0))
@@ -379,7 +380,7 @@ def _draw(
 
 
 def _fp32_head(head: Any) -> None:
-    """Compute the output layer in FP32 (ScaleRL: half-precision logits make sampler and trainer disagree)."""
+    """Compute the output layer in FP32 (ScaleRL: half-precision logits set sampler and trainer apart)."""
     head.forward = lambda hidden: F.linear(hidden.float(), head.weight.float(), head.bias)
 
 

@@ -97,9 +97,9 @@ class Gepa:
                 trainset=list(range(len(anchors))),
                 valset=list(range(len(anchors))),
                 adapter=phase,  # type: ignore[arg-type]
-                reflection_strategy=phase,  # type: ignore[arg-type]
-                sampling_strategy=phase,  # type: ignore[arg-type]
-                acceptance_criterion=phase,  # type: ignore[arg-type]
+                reflection_strategy=phase,
+                sampling_strategy=phase,
+                acceptance_criterion=phase,
                 stop_callbacks=phase.finished,  # type: ignore[arg-type]
                 skip_perfect_score=False,
                 use_merge=self.config.merge,
@@ -210,7 +210,7 @@ class _Phase:
             outputs=[None] * len(batch),
             scores=[rollout.reward for rollout in rollouts],
             # A warm start's minibatch is empty; GEPA skips a proposal that has no trajectory at all.
-            trajectories=list(zip(batch, rollouts, strict=True)) or [None],  # type: ignore[list-item]
+            trajectories=list(zip(batch, rollouts, strict=True)) or [None],
             num_metric_calls=calls,
         )
 

@@ -69,7 +69,8 @@ def rank(candidates: Sequence[Prompt], evidence: Evidence) -> list[Scored]:
     """All distinct candidates, best first: frontier members before dominated ones.
 
     Within each part by mean reward, then by anchors won; ties go to the prompt whose rollouts drew
-    fewer sentences of feedback, then to the shorter text, then to the older. Means are shrunk towards the average over candidates by `PRIOR` rollouts.
+    fewer sentences of feedback, then to the shorter text, then to the older. Means are shrunk
+    towards the average over candidates by `PRIOR` rollouts.
     """
     unique = list({prompt.id: prompt for prompt in reversed(candidates)}.values())[::-1]
     cells = {prompt.id: evidence.by_problem(prompt.id) for prompt in unique}

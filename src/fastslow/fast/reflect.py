@@ -11,6 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -216,10 +217,8 @@ def litellm_complete(model: str, usage: Usage, args: dict[str, Any]) -> Complete
         )
         usage.tokens_in += response.usage.prompt_tokens
         usage.tokens_out += response.usage.completion_tokens
-        try:
+        with suppress(Exception):  # LiteLLM raises a bare one for a model without a known price
             usage.dollars += litellm.completion_cost(completion_response=response)
-        except Exception:  # LiteLLM raises a bare Exception for a model without a known price
-            pass
         return response.choices[0].message.content or ""
 
     def complete(prompts: list[str]) -> list[str]:
@@ -229,7 +228,7 @@ def litellm_complete(model: str, usage: Usage, args: dict[str, Any]) -> Complete
         except Exception as error:  # every provider has its own exceptions
             reason = " ".join(str(error).split())[:300]
             raise ReflectorError(
-                f"fast.reflector = {model!r} did not answer after {options['num_retries']} retries: {reason}"
+                f"fast.reflector = {model!r}: no answer after {options['num_retries']} retries: {reason}"
             ) from error
 
     return complete

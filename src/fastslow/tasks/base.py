@@ -27,4 +27,4 @@ class Task(ABC):
 
     @abstractmethod
     def score(self, problem: Problem, response: str) -> Score:
-        """Judge one response. Must be total: any text a model can write gets a Score, never an exception."""
+        """Judge one response. Must be total: any text a model can write gets a Score."""

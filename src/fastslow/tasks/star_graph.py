@@ -11,6 +11,7 @@ import random
 import re
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import pairwise
 from typing import Literal
 
 from fastslow.rollout import Problem, Score
@@ -36,7 +37,7 @@ def generate(
     source, *rest = rng.sample(range(nodes), degree * (length - 1) + 1)
     step = length - 1
     branches = [[source, *rest[i * step : (i + 1) * step]] for i in range(degree)]
-    edges = [edge for branch in branches for edge in zip(branch, branch[1:], strict=False)]
+    edges = [edge for branch in branches for edge in pairwise(branch)]
     rng.shuffle(edges)
     return edges, branches[0]
 

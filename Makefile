@@ -1,0 +1,43 @@
+# `make demo` and `make test` need Python 3.11+ (with venv), git and make; they build their own .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test slow lint format bench pocket clean
+
+demo: $(VENV)/base
+	$(BIN)/fastslow demo
+
+test: $(VENV)/dev
+	$(BIN)/python -m pytest
+
+slow: $(VENV)/dev
+	$(BIN)/python -m pytest -m slow
+
+lint: $(VENV)/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/bench
+	$(BIN)/python benchmarks/step.py
+
+pocket: $(VENV)/base
+	$(BIN)/python -m fastslow.pocket.train
+
+$(VENV)/base: pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
+	  { echo "$(PYTHON) cannot make a virtual environment; on Debian: apt install python3-venv" >&2; exit 1; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/dev $(VENV)/bench: $(VENV)/%: $(VENV)/base
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$*]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV)
