@@ -34,9 +34,8 @@ def test_offline_takes_what_recurs_in_the_feedback():
     assert {
         s for s in added if s.split()[0].rstrip(":") not in ("Always", "Remember", "Important")
     } <= known
-    advice = added["Work backwards."] + added["Use a box."]
-    remarks = sum(count for sentence, count in added.items() if sentence.startswith("Step"))
-    assert advice > 3 * remarks > 0
+    assert added["Work backwards."] + added["Use a box."] > 200
+    assert not any(sentence.startswith("Step") for sentence in added)  # said of one example each
     assert all(text.startswith("You are helpful.") for text in proposals)
 
 

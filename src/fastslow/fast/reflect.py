@@ -6,6 +6,7 @@ Four kinds behind one protocol: `offline` (no language model), any LiteLLM model
 
 from __future__ import annotations
 
+import os
 import random
 import re
 from collections import Counter
@@ -75,7 +76,8 @@ class Offline:
     """Adds, drops, reorders and rephrases sentences; what it adds comes from the feedback.
 
     It knows nothing of any task. A feedback sentence is the likelier to be added the more often it
-    was said: advice recurs, while remarks about one problem's numbers do not.
+    was said, and never when it was said of one example alone: advice recurs, while remarks about one
+    problem's numbers do not.
     """
 
     usage: Usage = field(default_factory=Usage)
@@ -93,6 +95,8 @@ class Offline:
             for sentence in set(sentences(example.feedback))
             if sentence not in text
         )
+        if len(job.examples) > 1:
+            heard = Counter({sentence: count for sentence, count in heard.items() if count > 1})
         edits = [self._drop, self._reorder, self._rephrase]
         if heard and (len(text) < 2 or rng.random() < 0.75):
             self._add(text, heard, rng)
@@ -201,6 +205,8 @@ def problem_with(text: str | None, parent: str, known: set[str], max_chars: int)
 
 def litellm_complete(model: str, usage: Usage, args: dict[str, Any]) -> Complete:
     """Calls through LiteLLM, side by side, each with a time limit and retries of its own."""
+    # Its table of prices ships with it; fetching a newer one would put the network into an import.
+    os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
     try:
         import litellm
     except ImportError:
