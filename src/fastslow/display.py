@@ -12,6 +12,7 @@ from rich.panel import Panel
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
+from rich.tree import Tree
 
 from fastslow.config import Config
 from fastslow.run import State
@@ -154,42 +155,34 @@ def summary_table(summaries: Sequence[dict[str, Any]]) -> Table:
     return table
 
 
-def prompt_tree(rows: Sequence[dict[str, Any]]) -> Table:
+def prompt_tree(rows: Sequence[dict[str, Any]]) -> Tree:
     """The family tree of a run's prompts: text, parent, scores, when born, when dropped."""
-    table = Table(header_style="bold", padding=(0, 1))
-    for name in ("prompt", "parent", "born", "in population", "score by cycle", "text"):
-        table.add_column(name, overflow="fold")
-    children: dict[str | None, list[str]] = {}
     history: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
-        if row["id"] not in history:
-            children.setdefault(row["parent"], []).append(row["id"])
         history.setdefault(row["id"], []).append(row)
-    last = max((row["cycle"] for row in rows), default=0)
+    last = max(row["cycle"] for row in rows)
+    tree = Tree("[bold]prompts[/bold]  (score by cycle; [green]green[/green]: in the population)")
+    branches: dict[str, Tree] = {}
 
-    def add(name: str, depth: int) -> None:
+    def branch(name: str) -> Tree:
+        if name in branches:
+            return branches[name]
         seen = history[name]
-        first = seen[0]
-        cycles = [row["cycle"] for row in seen if row["member"]]
-        stay = "never"
-        if cycles:
-            dropped = "still in" if cycles[-1] == last else f"dropped in cycle {cycles[-1] + 1}"
-            stay = f"from cycle {cycles[0]}, {dropped}"
+        parent = seen[0]["parent"]
+        known = parent in history
+        lost = "" if parent is None or known else f" from {parent}, which was not kept"
+        member = [row["cycle"] for row in seen if row["member"]]
+        stay = "never in the population"
+        if member:
+            end = "still there" if member[-1] == last else f"dropped in cycle {member[-1] + 1}"
+            stay = f"in the population from cycle {member[0]}, {end}"
         scores = " ".join(f"{row['score']:.2f}" for row in seen)
-        table.add_row(
-            "  " * depth + name,
-            first["parent"] or "-",
-            str(first["born"]),
-            stay,
-            scores,
-            first["text"],
-        )
-        for child in children.get(name, []):
-            add(child, depth + 1)
+        label = Text(f"{name}  {scores}", style="bold green" if member else "bold")
+        label.append(f"  born in cycle {seen[0]['born']}{lost}; {stay}\n", style="not bold dim")
+        label.append(seen[0]["text"], style="not bold default")
+        branches[name] = (branch(parent) if known else tree).add(label)
+        return branches[name]
 
-    known = set(history)
-    for parent in list(children):
-        if parent is None or parent not in known:  # a rejected draft may be a forebear
-            for name in children[parent]:
-                add(name, 0)
-    return table
+    for name in history:
+        branch(name)
+    return tree

@@ -267,13 +267,6 @@ class LocalEngine:
         except Exception as error:  # whatever a damaged file makes PyTorch, pickle or JSON say
             raise RunError(f"{directory}: damaged checkpoint ({_first_line(error)})") from None
 
-    def load_policy(self, directory: Path) -> None:
-        """Take over only the weights of a checkpoint, to look at them."""
-        if not (directory / "model").is_dir():
-            raise RunError(f"{directory}: no model/ directory in this checkpoint")
-        loaded = self._load_model(directory / "model")
-        self.policy.load_state_dict(loaded.state_dict())
-
 
 class _Optimizer:
     """AdamW with linear warm-up and clipping; half-precision weights learn through FP32 masters."""
