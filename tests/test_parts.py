@@ -3,6 +3,7 @@
 import math
 
 import pytest
+import torch
 
 from conftest import Letters, rollout
 from fastslow import ConfigError, Group, Problem
@@ -136,7 +137,7 @@ def test_evaluation_is_mean_and_best_over_n(engine: LocalEngine):
 def test_drift_of_the_base_from_itself_is_zero(engine: LocalEngine):
     found = drift(engine, PROBLEMS, [A, B], 6, seed=0)
     assert found.kl == pytest.approx(0, abs=1e-8)
-    assert 0 < found.entropy <= math.log(engine.policy.config.vocab_size)
-    with __import__("torch").no_grad():
+    assert 0 < found.entropy < 1.1 * math.log(engine.policy.config.vocab_size)  # an estimate
+    with torch.no_grad():
         engine.policy.get_input_embeddings().weight.mul_(1.1)
     assert drift(engine, PROBLEMS, [A, B], 6, seed=0).kl > 1e-4

@@ -87,23 +87,65 @@ def test_logprobs_equal_the_plain_pass(engine: LocalEngine, plain):
                 assert torch.tensor(values).sub(expected).abs().max() < 1e-5
 
 
+def unpacked(packed) -> list[tuple[list[int], list[int]]]:
+    """What a packed batch stands for, read back from its tensors."""
+    whole: list[list[int]] = []
+    for stage in packed.stages:
+        own = [
+            row[mask.bool()].tolist()
+            for row, mask in zip(stage.tokens_NL, stage.mask_NL, strict=True)
+        ]
+        before = [[]] * len(own) if stage.parent_N is None else [whole[n] for n in stage.parent_N]
+        whole = [start + rest for start, rest in zip(before, own, strict=True)]
+    return [
+        (whole[packed.parent_R[r]], packed.tokens_RT[r][packed.token_mask_RT[r].bool()].tolist())
+        for r in range(len(packed.rows))
+    ]
+
+
 def test_packing_keeps_to_its_budget_and_loses_nothing():
     pairs = [([1] * (3 + i // 4), [2] * (1 + i % 5)) for i in range(40)]
     seen = []
     for packed in pack(pairs, 60, 0, torch.device("cpu")):
-        assert packed.contexts_CP.numel() + packed.tokens_RT.numel() <= 60
+        assert (
+            sum(stage.tokens_NL.numel() for stage in packed.stages) + packed.tokens_RT.numel() <= 60
+        )
+        assert unpacked(packed) == [pairs[row] for row in packed.rows]
         seen += packed.rows
-        for r, row in enumerate(packed.rows):
-            length = int(packed.token_mask_RT[r].sum())
-            assert packed.tokens_RT[r, :length].tolist() == pairs[row][1]
-            parent = packed.parent_R[r]
-            own = packed.contexts_CP[parent][packed.context_mask_CP[parent].bool()]
-            assert own.tolist() == pairs[row][0]
     assert sorted(seen) == list(range(40))
 
 
+def staged_pairs() -> list[tuple[list[int], list[int]]]:
+    """Three system prompts of unlike lengths, four problems each, two responses to every one."""
+    prompts = [list(range(20, 60)), list(range(100, 120)), [*range(20, 40), *range(200, 255)]]
+    problems = [[7, 8, 9, 10 + i] + [5] * i for i in range(4)]
+    return [
+        (prompt + problem, [3 + i, 4, *range(30, 30 + i)])
+        for prompt in prompts
+        for problem in problems
+        for i in range(2)
+    ]
+
+
+def test_shared_stems_are_forwarded_once_and_change_nothing(engine: LocalEngine, plain):
+    pairs = staged_pairs()
+    (packed,) = pack(pairs, 10_000, 0, torch.device("cpu"))
+    stems, rests = packed.stages
+    assert (len(stems.tokens_NL), len(rests.tokens_NL)) == (3, 12)
+    assert rests.tokens_NL.shape[1] < 20
+    assert unpacked(packed) == [pairs[row] for row in packed.rows]
+    for (context, tokens), values in zip(pairs, engine.logprobs(pairs, "policy"), strict=True):
+        assert torch.tensor(values).sub(oracle(plain, context, tokens)).abs().max() < 1e-5
+    contexts = [context for context, _ in pairs[::2]]
+    for context, row in zip(contexts, engine.sample(contexts, [2] * 12, FREE, seed=0), strict=True):
+        for sample in row:
+            expected = oracle(plain, context, sample.tokens)
+            assert torch.tensor(sample.logprobs).sub(expected).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("staged", [False, True])
 @pytest.mark.parametrize("budget", [10_000, 40])
-def test_update_is_one_cispo_step_of_adamw(tiny: Path, plain, budget: int):
+def test_update_is_one_cispo_step_of_adamw(tiny: Path, plain, budget: int, staged: bool):
     """Weights after `update` against loss, gradient, clipping and AdamW spelled out on the plain model."""
     slow = {"lr": 1e-2, "warmup": 0, "kl": 0.1, "clip": 0.5, "tau": 1.05}
     engine = make_engine(
@@ -111,7 +153,7 @@ def test_update_is_one_cispo_step_of_adamw(tiny: Path, plain, budget: int):
             {"model": {"name": str(tiny)}, "slow": slow, "engine": {"token_budget": budget}}
         )
     )
-    pairs = sequences(engine)
+    pairs = staged_pairs()[:8] if staged else sequences(engine)
     advantages = [1.0, -0.5, 0.3, -1.2, 0.8, 0.1, -0.4, 2.0]
     behaviour = [
         [v + 0.1 * (i % 3 - 1) for v in row]

@@ -17,7 +17,7 @@ from fastslow.pocket.world import DEFAULT, GOOD, OBEY, Code, Facts, Star, Style,
 from fastslow.tasks.star_graph import parse_question
 
 FAMILIES = (Star(), Code(), Facts())
-# Sentences of the star-graph task's feedback; the first three are advice, the others are not.
+# What the star-graph task says of failures; the first three are advice, the others are not.
 FEEDBACK = (
     "Write the final path inside \\boxed{}.",
     "Omit the source node from the final path.",
@@ -30,7 +30,6 @@ FEEDBACK = (
     "Step # goes from # to #, but the graph has no edge #,#.",
     "Step # leaves node #, which is a dead end.",
     "The path ends at # and not at the destination #.",
-    "The answer is correct.",
     "The box holds more than the path: write only its nodes, separated by commas.",
 )
 

@@ -1,22 +1,42 @@
-"""Sequences into padded tensors: contexts once each on the left, responses on the right."""
+"""Sequences into padded tensors, with what they share held once.
+
+Two levels: contexts that begin alike (one system prompt, many problems) share a stem, and responses
+to one context share that context. Stems and the contexts' remainders are padded on the left, responses
+on the right; masks and explicit positions make the padding invisible.
+"""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-Sequences = Sequence[tuple[list[int], list[int]]]
+Context = list[int]
+Sequences = Sequence[tuple[Context, list[int]]]
+
+SHORTEST_STEM = 12  # tokens; below it a forward pass of its own costs more than it saves
+
+
+@dataclass(slots=True)
+class Stage:
+    """Segments [N, L] to forward in one go, each continuing one of the stage before."""
+
+    tokens_NL: Tensor
+    mask_NL: Tensor
+    parent_N: Tensor | None  # row of the stage before; None for the first stage
 
 
 @dataclass(slots=True)
 class Packed:
-    """C contexts and R responses to them; `rows[r]` is row r's place in the caller's list."""
+    """Contexts as one or two stages, and R responses that continue them.
 
-    contexts_CP: Tensor
-    context_mask_CP: Tensor
+    `rows[r]` is row r's place in the caller's list, `parent_R[r]` its row of the last stage.
+    """
+
+    stages: list[Stage]
     parent_R: Tensor
     tokens_RT: Tensor
     token_mask_RT: Tensor
@@ -30,35 +50,76 @@ class Packed:
         return out_RT.to(self.tokens_RT.device)
 
 
-def pad_left(
-    contexts: Sequence[list[int]], pad: int, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """Token ids and attention mask, both [C, P]."""
-    width = max(map(len, contexts))
-    ids_CP = torch.full((len(contexts), width), pad)
-    mask_CP = torch.zeros((len(contexts), width), dtype=torch.long)
+def pad_left(segments: Sequence[Context], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Token ids and attention mask, both [N, L]."""
+    width = max(map(len, segments))
+    ids_NL = torch.full((len(segments), width), pad)
+    mask_NL = torch.zeros((len(segments), width), dtype=torch.long)
+    for n, segment in enumerate(segments):
+        ids_NL[n, width - len(segment) :] = torch.tensor(segment)
+        mask_NL[n, width - len(segment) :] = 1
+    return ids_NL.to(device), mask_NL.to(device)
+
+
+def stage_contexts(contexts: Sequence[Context], pad: int, device: torch.device) -> list[Stage]:
+    """Contexts, best in sorted order, as two stages where their stems are worth it, else as one."""
+    stems = _stems(contexts)
+    if stems is None:
+        return [Stage(*pad_left(contexts, pad, device), None)]
+    starts = [contexts[members[0]][:length] for members, length in stems]
+    rests = [contexts[c][length:] for members, length in stems for c in members]
+    parents = [stem for stem, (members, _) in enumerate(stems) for _ in members]
+    return [
+        Stage(*pad_left(starts, pad, device), None),
+        Stage(*pad_left(rests, pad, device), torch.tensor(parents, device=device)),
+    ]
+
+
+def _stems(contexts: Sequence[Context]) -> list[tuple[list[int], int]] | None:
+    """Runs of contexts with the length of the stem that each shares; None where one stage is cheaper."""
+    runs: list[tuple[list[int], int]] = []
     for c, context in enumerate(contexts):
-        ids_CP[c, width - len(context) :] = torch.tensor(context)
-        mask_CP[c, width - len(context) :] = 1
-    return ids_CP.to(device), mask_CP.to(device)
+        if runs:
+            members, length = runs[-1]
+            common = _common(contexts[members[0]][:length], context[:-1])
+            dearer = len(members) * (length - common)  # what a shorter stem costs the run's members
+            if common >= SHORTEST_STEM and (len(members) == 1 or dearer <= common):
+                runs[-1] = ([*members, c], common)
+                continue
+        runs.append(([c], len(context) - 1))
+    rest = max(len(contexts[c]) - length for members, length in runs for c in members)
+    # A context alone in its run needs no stem: split it so that its remainder is as long as the others'.
+    runs = [
+        (members, max(1, len(contexts[members[0]]) - rest))
+        if len(members) == 1
+        else (members, length)
+        for members, length in runs
+    ]
+    rest = max(len(contexts[c]) - length for members, length in runs for c in members)
+    staged = len(runs) * max(length for _, length in runs) + len(contexts) * rest
+    plain = len(contexts) * max(map(len, contexts))
+    return runs if staged < 0.8 * plain else None
 
 
-def positions(mask: Tensor) -> Tensor:
-    """Position ids of a left-padded batch; padding gets 0, which attention never sees."""
-    return (mask.cumsum(-1) - 1).clamp(min=0)
+def _common(one: Context, other: Context) -> int:
+    """How many tokens two segments have in common from the start."""
+    pairs = zip(one, other, strict=False)
+    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
 
 
 def pack(
     sequences: Sequences, token_budget: int, pad: int, device: torch.device
 ) -> Iterator[Packed]:
-    """Micro-batches of like lengths, each of at most `token_budget` padded tokens (or one sequence)."""
+    """Micro-batches of at most `token_budget` padded tokens (or one sequence), like contexts together.
+
+    The budget counts contexts in full, as if they shared no stems.
+    """
     by_context: dict[tuple[int, ...], list[int]] = {}
     for row, (ids, _) in enumerate(sequences):
         by_context.setdefault(tuple(ids), []).append(row)
-    order = sorted(by_context.items(), key=lambda item: (len(item[0]), item[1][0]))
     chosen: list[tuple[tuple[int, ...], list[int]]] = []
     width = length = count = 0
-    for context, rows in order:
+    for context, rows in sorted(by_context.items()):
         for row in rows:
             new = not chosen or chosen[-1][0] != context
             wider, longer = max(width, len(context)), max(length, len(sequences[row][1]))
@@ -81,7 +142,7 @@ def _tensors(
     pad: int,
     device: torch.device,
 ) -> Packed:
-    rows = [row for _, members in chosen for row in members]
+    rows = list(itertools.chain.from_iterable(members for _, members in chosen))
     parents = [c for c, (_, members) in enumerate(chosen) for _ in members]
     responses = [sequences[row][1] for row in rows]
     length = max(map(len, responses))
@@ -90,10 +151,8 @@ def _tensors(
     for r, tokens in enumerate(responses):
         tokens_RT[r, : len(tokens)] = torch.tensor(tokens)
         mask_RT[r, : len(tokens)] = 1
-    contexts_CP, context_mask_CP = pad_left([list(context) for context, _ in chosen], pad, device)
     return Packed(
-        contexts_CP,
-        context_mask_CP,
+        stage_contexts([list(context) for context, _ in chosen], pad, device),
         torch.tensor(parents, device=device),
         tokens_RT.to(device),
         mask_RT.to(device),

@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Cache, DynamicCach
 from fastslow import pocket
 from fastslow.config import Config
 from fastslow.engine.base import Datum, Sample, SamplingParams, UpdateResult, Which
-from fastslow.engine.batching import Packed, Sequences, pack, pad_left, positions
+from fastslow.engine.batching import Packed, Sequences, Stage, pack, stage_contexts
 from fastslow.errors import ConfigError, ModelError, RunError
 from fastslow.slow import loss as losses
 
@@ -112,9 +112,7 @@ class LocalEngine:
     ) -> list[list[Sample]]:
         model = self.policy if which == "policy" else self.base
         results: list[list[Sample]] = [[] for _ in contexts]
-        order = sorted(
-            (c for c in range(len(contexts)) if counts[c]), key=lambda c: len(contexts[c])
-        )
+        order = sorted((c for c in range(len(contexts)) if counts[c]), key=lambda c: contexts[c])
         generator = torch.Generator(self.device).manual_seed(seed)
         while order:
             chunk: list[int] = []
@@ -147,20 +145,12 @@ class LocalEngine:
         generator: torch.Generator,
     ) -> list[Sample]:
         """Prefill each context once, then decode all rows in step, dropping rows that have ended."""
-        ids_CP, mask_CP = pad_left(contexts, self.pad, self.device)
-        out = model(
-            input_ids=ids_CP,
-            attention_mask=mask_CP,
-            position_ids=positions(mask_CP),
-            use_cache=True,
-            logits_to_keep=1,
-        )
+        logits_CV, cache, mask_CX = _prefill(model, stage_contexts(contexts, self.pad, self.device))
         parent_R = torch.tensor(parents, device=self.device)
-        cache: Cache = out.past_key_values
         cache.batch_select_indices(parent_R)
-        mask_RS = mask_CP[parent_R]
+        mask_RS = mask_CX[parent_R]
         place_R = mask_RS.sum(-1)
-        logits_RV = out.logits[parent_R, -1]
+        logits_RV = logits_CV[parent_R]
         steps = min(params.max_tokens, self.context_length - max(map(len, contexts)))
         stops = torch.tensor(self.stops, device=self.device)
         live_R = torch.arange(
@@ -309,27 +299,43 @@ class _Optimizer:
             mine.copy_(saved)
 
 
+def _prefill(model: Any, stages: list[Stage]) -> tuple[Tensor, Cache, Tensor]:
+    """Forward what is shared once: last logits [C, V], cache and attention mask of every context."""
+    cache = DynamicCache(config=model.config)
+    mask_NX: Tensor | None = None
+    for stage in stages:
+        mask_NL = stage.mask_NL
+        place_NL = (mask_NL.cumsum(-1) - 1).clamp(min=0)
+        if stage.parent_N is not None and mask_NX is not None:
+            cache.batch_select_indices(stage.parent_N)
+            before_NX = mask_NX[stage.parent_N]
+            mask_NL = torch.cat([before_NX, mask_NL], dim=1)
+            place_NL = place_NL + before_NX.sum(-1, keepdim=True)
+        out = model(
+            input_ids=stage.tokens_NL,
+            attention_mask=mask_NL,
+            position_ids=place_NL,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        mask_NX = mask_NL
+    assert mask_NX is not None
+    return out.logits[:, -1], cache, mask_NX
+
+
 def _response_logits(model: Any, packed: Packed, temperature: float) -> Tensor:
-    """Tempered FP32 logits [R, T, V] of the response tokens, each shared context forwarded once."""
-    mask_CP = packed.context_mask_CP
-    prefill = model(
-        input_ids=packed.contexts_CP,
-        attention_mask=mask_CP,
-        position_ids=positions(mask_CP),
-        past_key_values=DynamicCache(config=model.config),
-        use_cache=True,
-        logits_to_keep=1,
-    )
-    logits_RTV = prefill.logits[packed.parent_R]
+    """Tempered FP32 logits [R, T, V] of the response tokens, each shared part forwarded once."""
+    logits_CV, cache, mask_CX = _prefill(model, packed.stages)
+    logits_RTV = logits_CV[packed.parent_R, None]
     length = packed.tokens_RT.shape[1]
     if length > 1:
-        cache = prefill.past_key_values
         cache.batch_select_indices(packed.parent_R)
-        mask_RP = mask_CP[packed.parent_R]
-        place_RT = mask_RP.sum(-1, keepdim=True) + torch.arange(length - 1, device=mask_RP.device)
+        mask_RX = mask_CX[packed.parent_R]
+        place_RT = mask_RX.sum(-1, keepdim=True) + torch.arange(length - 1, device=mask_RX.device)
         rest = model(
             input_ids=packed.tokens_RT[:, :-1],
-            attention_mask=torch.cat([mask_RP, packed.token_mask_RT[:, :-1]], dim=1),
+            attention_mask=torch.cat([mask_RX, packed.token_mask_RT[:, :-1]], dim=1),
             position_ids=place_RT,
             past_key_values=cache,
             use_cache=True,
