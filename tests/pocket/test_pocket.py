@@ -146,10 +146,10 @@ def test_code_traces_are_what_python_prints(capsys):
 def test_behaviour_follows_advice_at_the_stated_rates():
     rng = random.Random(0)
     styles = [behave(rng, "star", GOOD["star"]) for _ in range(4000)]
-    assert abs(sum(style.own for style in styles) / 4000 - OBEY) < 0.02
+    assert abs(sum(style.own for style in styles) / 4000 - OBEY["star"]) < 0.02
     given = [Advice.BOX, Advice.CODE_WORK, Advice.PLAIN]
     styles = [behave(rng, "star", given) for _ in range(4000)]
-    assert sum(style.boxed for style in styles) / 4000 < 1.5 * (1 - OBEY)
+    assert sum(style.boxed for style in styles) / 4000 < 1.5 * (1 - OBEY["star"])
     assert sum(style.work for style in styles) / 4000 < 2 * DEFAULT["star"].work
 
 

@@ -13,6 +13,7 @@ import random
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.nn import functional as F
@@ -50,12 +51,12 @@ def create(tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
         rope_parameters={"rope_type": "default", "rope_theta": THETA},
         attention_bias=True,
         initializer_range=0.1,  # with 0.02 look-ups took several times as many steps
-        attn_implementation="eager",  # on a CPU its backward pass is 1.5 times as fast as sdpa's
         tie_word_embeddings=True,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
     model = Qwen3ForCausalLM(config)
+    model.set_attn_implementation("eager")  # on a CPU its backward is 1.5 times as fast as sdpa's
     with torch.no_grad():
         for layer in model.model.layers:
             layer.self_attn.q_norm.weight.fill_(1.5)
@@ -66,7 +67,7 @@ def create(tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
     return model
 
 
-def look_back(attention: torch.nn.Module, head: int, offset: int, size: int = 64) -> None:
+def look_back(attention: Any, head: int, offset: int, size: int = 64) -> None:
     """Start a head with its score peaking `offset` tokens back.
 
     Rotary embedding turns q and k by their positions, so with q on the cosine axis and k turned by
@@ -96,7 +97,7 @@ def optimizers(model: Qwen3ForCausalLM) -> list[torch.optim.Optimizer]:
 
 def encode(tokenizer: PreTrainedTokenizerFast, drawn: Sequence[Sample]) -> list[Row]:
     """Token ids of samples in the chat template's form, and which of them are to be learned."""
-    assistant, end = (tokenizer.convert_tokens_to_ids(t) for t in ("<|assistant|>", "<|end|>"))
+    assistant, end = (tokenizer.get_vocab()[token] for token in ("<|assistant|>", "<|end|>"))
     tokenizer.backend_tokenizer.no_padding()  # evaluation leaves it switched on
     many = tokenizer.backend_tokenizer.encode_batch
     heads = many(
@@ -108,7 +109,8 @@ def encode(tokenizer: PreTrainedTokenizerFast, drawn: Sequence[Sample]) -> list[
     pieces = iter(many([text for *_, response in drawn for text, _ in response]))
     rows = []
     for head, (*_, response) in zip(heads, drawn, strict=True):
-        ids, learn = [*head.ids, assistant], [False] * (len(head.ids) + 1)
+        ids: list[int] = [*head.ids, assistant]
+        learn = [False] * len(ids)
         for _, wanted in response:
             piece = next(pieces).ids
             ids += piece

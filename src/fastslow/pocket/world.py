@@ -20,8 +20,8 @@ from fastslow.rollout import Problem
 from fastslow.tasks.star_graph import BOX, StarGraph, generate, question
 
 # How often an advice that is present is followed. It bounds the accuracy of a perfect prompt and
-# leaves the rest to RL: a star needs three advices, so 0.95 ** 3 = 0.86 at most.
-OBEY = 0.95
+# leaves the rest to RL: a star needs three advices, so 0.9 ** 3 = 0.73 and a little by default.
+OBEY = {"star": 0.9, "code": 0.5, "facts": 0.75}
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class Style:
 
 # Unasked behaviour. Rare, so that a bare prompt scores near zero; not absent, so that RL finds it.
 DEFAULT: dict[str, Style] = {
-    "star": Style(work=0.02, boxed=0.25, own=0.003),
+    "star": Style(work=0.05, boxed=0.25, own=0.003),
     "code": Style(work=0.03, boxed=0.25, own=0.0),
     "facts": Style(work=0.03, boxed=0.25, own=0.02),
 }
@@ -218,7 +218,8 @@ class Facts(Family):
 
     def respond(self, rng: random.Random, item: Item, style: Style) -> str:
         chain, verdict, links = item.gold
-        titles, trace = chain[:-1], f"Evidence: {' > '.join(chain)}. "
+        claimed = item.question.rpartition(" ")[2].rstrip(".")
+        titles, trace = chain[:-1], f"Evidence: {' > '.join(chain)}, claimed {claimed}. "
         if not style.work:
             trace, verdict = "", rng.choice(["supported", "refuted"])
             titles = rng.sample(sorted(links), len(titles))
@@ -242,10 +243,10 @@ def boxed(answer: str, style: Style) -> str:
 
 def behave(rng: random.Random, family: str, given: Sequence[Advice]) -> Style:
     """How to answer under this advice, in its order: later ones win, each is obeyed with `OBEY`."""
-    default = DEFAULT[family]
+    default, obey = DEFAULT[family], OBEY[family]
 
     def attribute(asked: bool | None, rate: float) -> bool:
-        if asked is not None and rng.random() < OBEY:
+        if asked is not None and rng.random() < obey:
             return asked
         return rng.random() < rate
 
