@@ -128,7 +128,7 @@ class Offline:
             return
         place = rng.randrange(1, len(text))
         words = text[place]
-        openings = ("Always", "Remember:", "Important:")
+        openings = ("Remember:", "Important:", "Note:")
         for opening in openings:
             if words.startswith(opening + " "):
                 rest = words[len(opening) + 1 :]
