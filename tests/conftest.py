@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from fastslow import Config, Problem, Rollout, Score, Task
 from fastslow.api import make_engine
 from fastslow.engine.local import LocalEngine
 
+os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # no network at import
 torch.set_num_threads(2)
 
 
