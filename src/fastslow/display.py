@@ -107,8 +107,8 @@ class Display:
 
     def _view(self) -> Panel:
         table = Table.grid(padding=(0, 2))
-        table.add_column(style="dim", no_wrap=True)
-        table.add_column(no_wrap=True)
+        table.add_column(style="dim", no_wrap=True, min_width=15)
+        table.add_column(overflow="fold")
         reward = f"{self.rewards[-1]:.2f}" if self.rewards else "-"
         kl = f"{self.kls[-1]:.4f}" if self.kls else "-"
         table.add_row(
