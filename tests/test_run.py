@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 import fastslow
 from conftest import Letters
-from fastslow import Config, ReflectorError, RunError, Score
+from fastslow import Config, ConfigError, ReflectorError, RunError, Score, TaskError
 from fastslow.run import Run
 
 
@@ -279,6 +279,48 @@ def test_a_full_disk_is_said_plainly_and_costs_nothing(
     run = fastslow.resume(small["run"]["dir"])
     small["run"] = small["run"] | {"dir": str(tmp_path / "other")}
     assert_same(fastslow.train(small).dir, run.dir)
+
+
+class Moody(Letters):
+    """Its scorer does something unpromised at the 50th response."""
+
+    def __init__(self, mood: str) -> None:
+        super().__init__()
+        self.mood, self.calls = mood, 0
+
+    def score(self, problem: Any, response: str) -> Any:
+        self.calls += 1
+        if self.calls == 50:
+            if self.mood == "raise":
+                raise KeyError("answer")
+            return {"nan": Score(float("nan"), ""), "number": 1.0}[self.mood]
+        return super().score(problem, response)
+
+
+@pytest.mark.parametrize(
+    ("mood", "said"),
+    [
+        ("raise", "score raised KeyError: 'answer'"),
+        ("nan", "reward=nan"),
+        ("number", "returned 1.0"),
+    ],
+)
+def test_a_task_that_breaks_its_promise_is_named(small: dict, mood: str, said: str):
+    with pytest.raises(TaskError, match=f"problem 'train-.*{said}"):
+        fastslow.train(small, task=Moody(mood))
+    fastslow.resume(small["run"]["dir"], task=Letters())  # nothing is lost
+
+
+def test_a_task_without_test_problems_is_refused(small: dict):
+    with pytest.raises(ConfigError, match="test split holds no problem"):
+        fastslow.train(small, task=Letters(test=0))
+
+
+def test_anchors_are_as_many_as_half_the_budget_pays_for(small: dict):
+    small["fast"] = small["fast"] | {"anchors": 200, "budget": 24}
+    rows = [row["fast"] for row in fastslow.train(small).metrics if "fast" in row]
+    assert [row["anchors"] for row in rows] == [24 // 4] * 3
+    assert all(row["rollouts"] <= 24 for row in rows)
 
 
 def test_seeds_differ(small: dict, tmp_path: Path):

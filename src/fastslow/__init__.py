@@ -13,7 +13,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from fastslow.config import Config
-from fastslow.errors import ConfigError, FastSlowError, ModelError, ReflectorError, RunError
+from fastslow.errors import (
+    ConfigError,
+    FastSlowError,
+    ModelError,
+    ReflectorError,
+    RunError,
+    TaskError,
+)
 from fastslow.rollout import Group, Problem, Prompt, Rollout, Score
 from fastslow.tasks.base import Task
 
@@ -36,6 +43,7 @@ __all__ = [
     "RunError",
     "Score",
     "Task",
+    "TaskError",
     "resume",
     "train",
 ]

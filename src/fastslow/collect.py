@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from fastslow.engine.base import Engine, SamplingParams
 from fastslow.reuse import ReuseCache
 from fastslow.rollout import Group, Problem, Prompt, Rollout
-from fastslow.tasks.base import Task
+from fastslow.tasks.base import Task, judge
 
 Pair = tuple[Prompt, Problem]
 
@@ -36,7 +36,7 @@ def roll_out(
         row = []
         for sample in samples:
             text = engine.decode(sample.tokens)
-            score = task.score(problem, text)
+            score = judge(task, problem, text)
             row.append(
                 Rollout(
                     problem_id=problem.id,

@@ -17,5 +17,9 @@ class ModelError(FastSlowError):
     """A model directory or tokenizer cannot be used."""
 
 
+class TaskError(FastSlowError):
+    """A task broke its promise: its scorer raised, or did not return a Score with a finite reward."""
+
+
 class ReflectorError(FastSlowError):
     """The reflector is down or keeps answering nonsense; the run stopped at its last checkpoint."""

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from fastslow.config import Config
 from fastslow.engine.base import Engine, SamplingParams
+from fastslow.errors import ConfigError
 from fastslow.fast.evolve import PromptOptimizer
 from fastslow.fast.population import make_prompt
 from fastslow.fast.reflect import Reflector
@@ -49,6 +50,8 @@ class Session:
             task.problems("train"), self.seed, self.config.slow.no_positive_resampling
         )
         self.test = list(task.problems("test"))[: self.config.eval.problems]
+        if not self.test:
+            raise ConfigError("task: its test split holds no problem; at least one is needed")
         sampling, measured = self.config.sampling, self.config.eval
         self.params = SamplingParams(sampling.temperature, sampling.top_p, sampling.max_tokens)
         self.eval_params = SamplingParams(measured.temperature, measured.top_p, sampling.max_tokens)

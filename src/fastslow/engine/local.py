@@ -21,6 +21,7 @@ from fastslow import pocket
 from fastslow.config import Config
 from fastslow.engine.base import Datum, Sample, SamplingParams, UpdateResult, Which
 from fastslow.engine.batching import Packed, Sequences, Stage, pack, stage_contexts
+from fastslow.engine.cache import sampling_cache
 from fastslow.errors import ConfigError, ModelError, RunError
 from fastslow.slow import loss as losses
 
@@ -145,7 +146,9 @@ class LocalEngine:
         generator: torch.Generator,
     ) -> list[Sample]:
         """Prefill each context once, then decode all rows in step, dropping rows that have ended."""
-        logits_CV, cache, mask_CX = _prefill(model, stage_contexts(contexts, self.pad, self.device))
+        cache = sampling_cache(model.config)
+        stages = stage_contexts(contexts, self.pad, self.device)
+        logits_CV, mask_CX = _prefill(model, stages, cache)
         parent_R = torch.tensor(parents, device=self.device)
         cache.batch_select_indices(parent_R)
         mask_RS = mask_CX[parent_R]
@@ -197,8 +200,7 @@ class LocalEngine:
         model = self.policy if which == "policy" else self.base
         results: list[list[float]] = [[] for _ in sequences]
         for packed in pack(sequences, self.settings.token_budget, self.pad, self.device):
-            logprobs_RT = _gather(_response_logits(model, packed, temperature), packed.tokens_RT)
-            _scatter(results, packed, logprobs_RT)
+            _scatter(results, packed, _score(model, packed, temperature)[0])
         return results
 
     def update(self, data: Sequence[Datum]) -> UpdateResult:
@@ -210,21 +212,18 @@ class LocalEngine:
         for packed in pack(sequences, self.settings.token_budget, self.pad, self.device):
             weights_RT = packed.pad([datum.weights for datum in data])
             behaviour_RT = packed.pad([datum.logprobs for datum in data])
-            logits_RTV = _response_logits(self.policy, packed, self.temperature)
-            logprobs_RT = _gather(logits_RTV, packed.tokens_RT)
+            logprobs_RT, entropy_RT = _score(self.policy, packed, self.temperature)
             loss_RT = self._loss(logprobs_RT, behaviour_RT, advantages[packed.rows])
             if self.slow.kl:
                 with torch.no_grad():
-                    base_RTV = _response_logits(self.base, packed, self.temperature)
-                    base_RT = _gather(base_RTV, packed.tokens_RT)
+                    base_RT, _ = _score(self.base, packed, self.temperature)
                 kl_RT = losses.kl_k3(logprobs_RT, base_RT)
                 loss_RT = loss_RT + self.slow.kl * kl_RT
                 result.kl += float((kl_RT.detach() * weights_RT).sum()) / total
             loss = (loss_RT * weights_RT).sum()
             loss.backward()
             result.loss += float(loss.detach())
-            with torch.no_grad():
-                result.entropy += float((_entropy(logits_RTV) * weights_RT).sum()) / total
+            result.entropy += float((entropy_RT * weights_RT).sum()) / total
             _scatter(result.logprobs, packed, logprobs_RT)
         result.grad_norm, result.lr = self._optimizer.step(self.version)
         self.version += 1
@@ -299,9 +298,8 @@ class _Optimizer:
             mine.copy_(saved)
 
 
-def _prefill(model: Any, stages: list[Stage]) -> tuple[Tensor, Cache, Tensor]:
-    """Forward what is shared once: last logits [C, V], cache and attention mask of every context."""
-    cache = DynamicCache(config=model.config)
+def _prefill(model: Any, stages: list[Stage], cache: Cache) -> tuple[Tensor, Tensor]:
+    """Forward what is shared once, into `cache`: last logits [C, V] and mask of every context."""
     mask_NX: Tensor | None = None
     for stage in stages:
         mask_NL = stage.mask_NL
@@ -321,13 +319,17 @@ def _prefill(model: Any, stages: list[Stage]) -> tuple[Tensor, Cache, Tensor]:
         )
         mask_NX = mask_NL
     assert mask_NX is not None
-    return out.logits[:, -1], cache, mask_NX
+    return out.logits[:, -1], mask_NX
 
 
-def _response_logits(model: Any, packed: Packed, temperature: float) -> Tensor:
-    """Tempered FP32 logits [R, T, V] of the response tokens, each shared part forwarded once."""
-    logits_CV, cache, mask_CX = _prefill(model, packed.stages)
-    logits_RTV = logits_CV[packed.parent_R, None]
+def _score(model: Any, packed: Packed, temperature: float) -> tuple[Tensor, Tensor]:
+    """Log-probability and entropy [R, T] of the response tokens, each shared part forwarded once.
+
+    The first token is scored by its context's last logits, the others by the response's own.
+    """
+    cache = DynamicCache(config=model.config)
+    logits_CV, mask_CX = _prefill(model, packed.stages, cache)
+    parts = [_read(logits_CV[packed.parent_R, None], packed.tokens_RT[:, :1], temperature)]
     length = packed.tokens_RT.shape[1]
     if length > 1:
         cache.batch_select_indices(packed.parent_R)
@@ -340,18 +342,20 @@ def _response_logits(model: Any, packed: Packed, temperature: float) -> Tensor:
             past_key_values=cache,
             use_cache=True,
         )
-        logits_RTV = torch.cat([logits_RTV, rest.logits], dim=1)
-    return logits_RTV.float() / temperature
+        parts.append(_read(rest.logits, packed.tokens_RT[:, 1:], temperature))
+    logprobs, entropies = zip(*parts, strict=True)
+    return torch.cat(logprobs, dim=1), torch.cat(entropies, dim=1)
 
 
-def _gather(logits_RTV: Tensor, tokens_RT: Tensor) -> Tensor:
-    chosen_RT = logits_RTV.gather(-1, tokens_RT[..., None]).squeeze(-1)
-    return chosen_RT - logits_RTV.logsumexp(-1)
-
-
-def _entropy(logits_RTV: Tensor) -> Tensor:
+def _read(logits_RTV: Tensor, tokens_RT: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Tempered FP32 log-probability of the tokens, and entropy (without gradient)."""
+    logits_RTV = logits_RTV.float()
+    if temperature != 1:
+        logits_RTV = logits_RTV / temperature
     logprobs_RTV = logits_RTV.log_softmax(-1)
-    return -(logprobs_RTV.exp() * logprobs_RTV).sum(-1)
+    with torch.no_grad():
+        entropy_RT = -(logprobs_RTV.exp() * logprobs_RTV).sum(-1)
+    return logprobs_RTV.gather(-1, tokens_RT[..., None]).squeeze(-1), entropy_RT
 
 
 def _scatter(results: list[list[float]], packed: Packed, values_RT: Tensor) -> None:
@@ -372,9 +376,13 @@ def _draw(
         probs_RV = probs_RV.masked_fill(
             torch.zeros_like(drop_RV).scatter(-1, order_RV, drop_RV), 0.0
         )
-    # argmax(p / Exp(1)) draws from p; unlike multinomial it needs no normalised rows.
-    noise_RV = torch.empty_like(probs_RV).exponential_(generator=generator)
-    token_R = (probs_RV / noise_RV).argmax(-1)
+    # The inverse of the cumulative distribution, in FP64: a vocabulary is long and its tail thin.
+    reach_RV = probs_RV.double().cumsum(-1)
+    mass_R1 = reach_RV[:, -1:]
+    mark_R1 = mass_R1 * torch.rand(
+        mass_R1.shape, generator=generator, device=mass_R1.device, dtype=torch.float64
+    )
+    token_R = torch.searchsorted(reach_RV, mark_R1, right=True).squeeze(-1)
     return token_R, logprobs_RV.gather(-1, token_R[:, None]).squeeze(-1)
 
 

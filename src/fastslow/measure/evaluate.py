@@ -11,7 +11,7 @@ from typing import Any
 
 from fastslow.engine.base import Engine, SamplingParams
 from fastslow.rollout import Problem, Prompt
-from fastslow.tasks.base import Task
+from fastslow.tasks.base import Task, judge
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ def evaluate(
     rewards: list[list[float]] = [[] for _ in problems]
     for (place, _), context in zip(pairs, contexts, strict=True):
         text = engine.decode(pools[tuple(context)].pop().tokens)
-        rewards[place].append(task.score(problems[place], text).reward)
+        rewards[place].append(judge(task, problems[place], text).reward)
     means = [fmean(row) for row in rewards]
     spread = math.sqrt(sum((m - fmean(means)) ** 2 for m in means) / max(1, len(means) - 1))
     return Evaluation(

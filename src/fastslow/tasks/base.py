@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Literal
 
+from fastslow.errors import TaskError
 from fastslow.rollout import Problem, Score
 
 Split = Literal["train", "test"]
@@ -28,3 +30,19 @@ class Task(ABC):
     @abstractmethod
     def score(self, problem: Problem, response: str) -> Score:
         """Judge one response. Must be total: any text a model can write gets a Score."""
+
+
+def judge(task: Task, problem: Problem, response: str) -> Score:
+    """`task.score`, held to its promise; raises TaskError where it breaks it."""
+    place = f"task {task.name or type(task).__name__!r}, problem {problem.id!r}"
+    try:
+        score = task.score(problem, response)
+    except Exception as error:  # the user's code
+        raise TaskError(
+            f"{place}: score raised {type(error).__name__}: {error} on the response {response[:80]!r}"
+        ) from error
+    if not isinstance(score, Score) or not math.isfinite(score.reward):
+        raise TaskError(
+            f"{place}: score returned {score!r}, expected Score(finite reward, feedback)"
+        )
+    return score
