@@ -43,6 +43,10 @@ def test_defaults_are_the_papers():
         ({"fast": {"k": 3}}, ["fast.k = 3", "does not divide loop.group = 8", "[1, 2, 4, 8]"]),
         ({"fast": {"anchors": 2, "minibatch": 3}}, ["fast.anchors = 2", "fast.minibatch = 3"]),
         ({"fast": {"anchors": "all"}}, ["fast.anchors", "'all'"]),
+        ({"fast": {"anchors": "lookahead"}}, ["fast.budget = 960", "192 anchors", "at least 1731"]),
+        ({"fast": {"budget": 20}}, ["fast.budget = 20", "at least 39"]),
+        ({"loop": {"group": 1}, "fast": {"k": 1}}, ["loop.group = 1"]),
+        ({"slow": {"baseline": "prompt"}}, ["slow.baseline = 'prompt'", "fast.k = loop.group = 8"]),
     ],
 )
 def test_errors_name_place_value_and_what_would_do(data: dict, parts: list[str]):
@@ -81,7 +85,7 @@ def test_files_that_are_no_configuration(tmp_path: Path):
 
 
 def test_a_resolved_configuration_reads_back(tmp_path: Path):
-    config = Config.parse({"slow": {"lr": 3e-5}, "fast": {"anchors": "lookahead"}})
+    config = Config.parse({"slow": {"lr": 3e-5}, "fast": {"anchors": "lookahead", "budget": 2000}})
     path = tmp_path / "config.yaml"
     path.write_text(config.dump())
     assert Config.load(path) == config

@@ -67,7 +67,7 @@ class SlowConfig(Section):
     tau: float = Field(3.0, gt=0)  # upper truncation of the importance ratio (ScaleRL: 5)
     epsilon: float = Field(0.2, gt=0)  # only for loss: ppo
     baseline: Literal["problem", "prompt"] = "problem"
-    batch_normalize: bool = True
+    batch_normalize: bool = True  # after the groups' own std, nearly the identity
     kl: float = Field(1e-3, ge=0)  # to the frozen base; 0 turns the reference pass off
     fp32_logits: bool = True
     filter_zero_variance: bool = True
@@ -83,9 +83,9 @@ class FastConfig(Section):
     initial_budget: int | None = Field(
         None, ge=1
     )  # ours: the first phase's, which has most to find
-    anchors: int | Literal["lookahead"] = (
-        200  # how many problems of the lookahead batch score a prompt
-    )
+    # How many problems of the lookahead batch score a prompt; a number is lowered (ours) until scoring
+    # K prompts takes at most half of the budget: with the defaults to 60.
+    anchors: int | Literal["lookahead"] = 200
     minibatch: int = Field(3, ge=1)
     proposals: int = Field(
         4, ge=1
@@ -102,7 +102,6 @@ class FastConfig(Section):
     floor: float = Field(
         0.0, ge=0, le=1
     )  # ours: members below this share of the best one's score go
-    merge: bool = False  # GEPA's merge of two frontier members
 
 
 class LoopConfig(Section):
@@ -148,11 +147,37 @@ class Config(Section):
                 f"fast.k = {self.fast.k} does not divide loop.group = {self.loop.group}; each prompt gets "
                 f"exactly group / k rollouts of a problem, so k must be one of {divisors}"
             )
-        if isinstance(self.fast.anchors, int) and self.fast.anchors < self.fast.minibatch:
+        if self.loop.method != "gepa" and self.loop.group == 1:
             raise ValueError(
-                f"fast.anchors = {self.fast.anchors} is smaller than fast.minibatch = {self.fast.minibatch}"
+                "loop.group = 1: one rollout has nothing to be compared with; take 2 or more"
             )
+        if (
+            self.slow.baseline == "prompt"
+            and self.loop.method != "rl"
+            and self.fast.k == self.loop.group
+        ):
+            raise ValueError(
+                f"slow.baseline = 'prompt' compares a prompt's rollouts with each other, but with fast.k = "
+                f"loop.group = {self.fast.k} each has one; lower fast.k or raise loop.group"
+            )
+        if self.loop.method != "rl":
+            self._budget_pays()
         return self
+
+    def _budget_pays(self) -> None:
+        """The budget must cover re-scoring the population and at least one new prompt."""
+        fast, lookahead = self.fast, self.loop.cycle * self.loop.problems
+        if isinstance(fast.anchors, int) and fast.anchors < fast.minibatch:
+            raise ValueError(
+                f"fast.anchors = {fast.anchors} is smaller than fast.minibatch = {fast.minibatch}"
+            )
+        anchors = lookahead if fast.anchors == "lookahead" else min(fast.minibatch + 1, lookahead)
+        least = (fast.k + 1) * anchors + fast.minibatch
+        if fast.budget < least:
+            raise ValueError(
+                f"fast.budget = {fast.budget} cannot score {fast.k} prompts on {anchors} anchors and try a "
+                f"new one; it takes at least {least}"
+            )
 
     @property
     def run_dir(self) -> Path:

@@ -11,10 +11,10 @@ from dataclasses import asdict
 from statistics import fmean
 
 from fastslow.collect import collect_groups, derive, roll_out
-from fastslow.fast.evolve import FastResult
+from fastslow.fast.evolve import FastResult, Phase
 from fastslow.measure.evaluate import drift, evaluate
 from fastslow.measure.ratios import ratio_stats
-from fastslow.rollout import Group, Problem, Prompt, Rollout
+from fastslow.rollout import Problem, Prompt, Rollout
 from fastslow.run import State
 from fastslow.session import Row, Session
 from fastslow.slow.advantage import make_batch
@@ -57,7 +57,7 @@ def fast_phase_due(method: str, cycle: int) -> bool:
 
 def evolve(session: Session, lookahead: Sequence[Problem], cycle: int) -> Row:
     """Phi_c: the top K of GEPA's frontier under the current policy, from Phi_{c-1}."""
-    state = session.state
+    state, fast = session.state, session.config.fast
     anchors = choose_anchors(session, lookahead)
     calls = 0
 
@@ -81,13 +81,17 @@ def evolve(session: Session, lookahead: Sequence[Problem], cycle: int) -> Row:
 
     with session.phase("evolving prompts", "gepa"):
         result = session.optimizer.evolve(
-            state.population,
-            anchors,
-            rollouts_of,
-            session.reflector,
-            random.Random(derive(session.seed, "evolve", cycle)),
-            cycle,
-            state.earlier,
+            Phase(
+                population=state.population,
+                anchors=anchors,
+                evaluate=rollouts_of,
+                fits=session.fits,
+                reflector=session.reflector,
+                budget=(not cycle and fast.initial_budget) or fast.budget,
+                rng=random.Random(derive(session.seed, "evolve", cycle)),
+                cycle=cycle,
+                earlier=state.earlier,
+            )
         )
     state.population = [item.prompt for item in result.population]
     session.cache.keep({prompt.id for prompt in state.population})
@@ -152,10 +156,12 @@ def learn(session: Session, problems: Sequence[Problem]) -> Row:
     reused = sum(rollout.reused for rollout in rollouts)
     state.spent["reused"] += reused
     state.spent["rl"] += len(rollouts) - reused
-    state.earlier = rewards_by_prompt(groups)
+    state.earlier = rewards_by_prompt([rollout for rollout in rollouts if not rollout.reused])
     row: Row = {
         "reward": fmean(rollout.reward for rollout in rollouts),
-        "reward_by_prompt": {key: fmean(values) for key, values in state.earlier.items()},
+        "reward_by_prompt": {
+            key: fmean(values) for key, values in rewards_by_prompt(rollouts).items()
+        },
         "groups": {"learned_from": batch.groups, "of": len(groups)},
         "reused": reused,
         "truncated": fmean(rollout.truncated for rollout in rollouts),
@@ -167,11 +173,10 @@ def learn(session: Session, problems: Sequence[Problem]) -> Row:
     return row
 
 
-def rewards_by_prompt(groups: Sequence[Group]) -> dict[str, list[float]]:
+def rewards_by_prompt(rollouts: Sequence[Rollout]) -> dict[str, list[float]]:
     rewards: dict[str, list[float]] = {}
-    for group in groups:
-        for rollout in group.rollouts:
-            rewards.setdefault(rollout.prompt_id, []).append(rollout.reward)
+    for rollout in rollouts:
+        rewards.setdefault(rollout.prompt_id, []).append(rollout.reward)
     return rewards
 
 

@@ -26,6 +26,8 @@ from fastslow.errors import RunError
 from fastslow.rollout import Group, Prompt, Rollout
 
 LOGS = ("metrics.jsonl", "prompts.jsonl")
+SPENT = ("rl", "gepa", "reused", "eval")  # rollouts
+CLOCKS = ("sample", "train", "gepa", "eval", "total")  # seconds
 
 
 @dataclass
@@ -37,21 +39,9 @@ class State:
     lookahead: list[str] = field(default_factory=list)  # problem ids of the current cycle
     stream: dict[str, Any] = field(default_factory=dict)
     cache: list[Rollout] = field(default_factory=list)
-    earlier: dict[str, list[float]] = field(
-        default_factory=dict
-    )  # last RL step's rewards by prompt
-    spent: dict[str, int] = field(
-        default_factory=lambda: {"rl": 0, "gepa": 0, "reused": 0, "eval": 0}
-    )
-    seconds: dict[str, float] = field(
-        default_factory=lambda: {
-            "sample": 0.0,
-            "train": 0.0,
-            "gepa": 0.0,
-            "eval": 0.0,
-            "total": 0.0,
-        }
-    )
+    earlier: dict[str, list[float]] = field(default_factory=dict)  # last step's fresh rewards
+    spent: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SPENT, 0))
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(CLOCKS, 0.0))
     reflection: dict[str, float] = field(default_factory=dict)  # calls, tokens and dollars so far
     base: dict[str, Any] = field(default_factory=dict)  # the evaluation before the first step
 

@@ -55,8 +55,22 @@ class Session:
         sampling, measured = self.config.sampling, self.config.eval
         self.params = SamplingParams(sampling.temperature, sampling.top_p, sampling.max_tokens)
         self.eval_params = SamplingParams(measured.temperature, measured.top_p, sampling.max_tokens)
+        problems = [*self.stream.problems.values(), *self.test]
+        self.longest = max(problems, key=lambda problem: len(problem.prompt))
+        if not self.fits(self.seed_prompt.text):
+            context = len(engine.render(self.seed_prompt.text, self.longest.prompt))
+            raise ConfigError(
+                f"the seed prompt with problem {self.longest.id!r} takes {context} tokens; with "
+                f"sampling.max_tokens = {sampling.max_tokens} that exceeds the model's context of "
+                f"{engine.context_length}"
+            )
         self.cache = ReuseCache()
         self.state = State([self.seed_prompt])
+
+    def fits(self, prompt: str) -> bool:
+        """Whether a prompt leaves room for the longest problem and a whole response."""
+        context = len(self.engine.render(prompt, self.longest.prompt))
+        return context + self.params.max_tokens <= self.engine.context_length
 
     def restore(self) -> bool:
         """Go back to the last checkpoint; False when there is none and the run begins."""

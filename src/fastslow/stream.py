@@ -14,7 +14,7 @@ class ProblemStream:
     """An endless stream over `problems`, its order a function of the seed and the epoch.
 
     A problem whose group reaches a mean reward of `retire_at` is drawn no more (ScaleRL's
-    no-positive-resampling); None keeps all. When every problem is mastered, all of them come back.
+    no-positive-resampling); None keeps all. When too few are left for a lookahead, all come back.
     """
 
     def __init__(self, problems: Sequence[Problem], seed: int, retire_at: float | None) -> None:
@@ -36,13 +36,13 @@ class ProblemStream:
 
     def take(self, count: int) -> list[Problem]:
         """The next `count` problems."""
+        if len(self.ids) - len(self.retired) < count:
+            self.retired.clear()
         taken: list[Problem] = []
         while len(taken) < count:
             if self.position == len(self._order):
                 self.epoch, self.position = self.epoch + 1, 0
                 self._order = self._shuffled()
-                if len(self.retired) == len(self.ids):
-                    self.retired.clear()
             problem = self._order[self.position]
             self.position += 1
             if problem not in self.retired:

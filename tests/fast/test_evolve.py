@@ -7,7 +7,7 @@ import pytest
 from conftest import rollout
 from fastslow import Problem, ReflectorError
 from fastslow.config import FastConfig
-from fastslow.fast.evolve import FastResult, Gepa
+from fastslow.fast.evolve import FastResult, Gepa, Phase
 from fastslow.fast.population import make_prompt
 from fastslow.fast.reflect import Offline, Usage
 
@@ -36,17 +36,20 @@ class World:
 
 
 def evolve(
-    config=CONFIG, population=(SEED,), world=None, reflector=None, cycle=0, seed=0
+    config=CONFIG, population=(SEED,), world=None, reflector=None, cycle=0, seed=0, anchors=10
 ) -> FastResult:
-    return Gepa(config).evolve(
-        list(population),
-        ANCHORS,
-        world or World(),
-        reflector or Offline(),
-        random.Random(seed),
-        cycle,
-        {},
+    phase = Phase(
+        population=list(population),
+        anchors=ANCHORS[:anchors],
+        evaluate=world or World(),
+        fits=lambda text: len(text) < 2000,
+        reflector=reflector or Offline(),
+        budget=config.budget,
+        rng=random.Random(seed),
+        cycle=cycle,
+        earlier={},
     )
+    return Gepa(config).evolve(phase)
 
 
 def test_the_search_finds_all_advice():
@@ -172,7 +175,35 @@ def test_lineage_leads_back_to_the_seed():
         assert item.prompt == SEED or item.prompt.born == 4
 
 
-def test_merge_runs():
-    result = evolve(CONFIG.model_copy(update={"merge": True, "budget": 300}))
-    assert result.population[0].score > 0
-    assert result.rollouts <= 300
+@pytest.mark.parametrize("answer", [RuntimeError("a bug"), ["one answer too many"] * 99])
+def test_whatever_a_reflector_does_is_not_swallowed(answer):
+    class Odd(Scripted):
+        def propose(self, jobs, rng):
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+
+    with pytest.raises((RuntimeError, ReflectorError), match="a bug|99 answers"):
+        evolve(reflector=Odd())
+
+
+def test_prompts_that_do_not_fit_the_context_are_not_evaluated():
+    result = evolve(reflector=Scripted("word " * 500))  # short enough in characters, not in tokens
+    assert result.rejected["overlong"] == 1
+
+
+def test_one_anchor_is_enough_to_search():
+    assert evolve(anchors=1).population[0].score > 0.5
+
+
+def test_negative_rewards_leave_a_population():
+    class Harsh(World):
+        def __call__(self, pairs):
+            made = super().__call__(pairs)
+            for one in made:
+                one.reward -= 2.0
+            return made
+
+    result = evolve(CONFIG.model_copy(update={"floor": 0.5}), world=Harsh())
+    assert result.population
+    assert result.population[0].score > -2

@@ -57,6 +57,8 @@ def test_offline_is_reproducible():
         ("Here:\n```\nBe brief.\n```", "Be brief."),
         ("```text\nBe brief.\n```\nor\n```\nBe long.\n```", "Be long."),
         ("<think>```\nno\n```</think>\n```\nyes\n```", "yes"),
+        ("```\nno\n```</think>\n```\nyes\n```", "yes"),
+        ("```\nUse:\n```json\n{}\n```\nThen answer.\n```", "Use:\n```json\n{}\n```\nThen answer."),
         ("<think>```\nnever closed\n```", None),
         ("Be brief.", None),
         ("I'm sorry, I can't help.", None),
@@ -75,6 +77,9 @@ def test_the_proposal_is_the_last_fence_outside_of_thought(answer: str | None, f
         ("  ", "empty"),
         (SEED + " ", "unchanged"),
         ("known", "duplicate"),
+        ("known ", "duplicate"),
+        (7, "unreadable"),
+        ("I’m sorry, but I can’t.", "refused"),
         ("x" * 101, "overlong"),
         ("I'm sorry, but I cannot do that.", "refused"),
         ("As an AI language model, no.", "refused"),
@@ -111,6 +116,31 @@ def test_the_policy_and_its_base_can_reflect(engine: LocalEngine):
         config = FastConfig(reflector=kind, reflector_args={"max_tokens": 4})
         short = Job("Hi.", [Example("q", "a", 0.0, "No.")])
         assert make_reflector(config, engine).propose([short], random.Random(0)) == [None]
+
+
+def test_self_reflection_shows_what_fits_and_repeats_itself(engine: LocalEngine, monkeypatch):
+    config = FastConfig(reflector="self", reflector_args={"max_tokens": 4})
+    shown = []
+    sample = engine.sample
+
+    def watch(contexts, *rest):
+        shown.append((contexts, rest))
+        return sample(contexts, *rest)
+
+    monkeypatch.setattr(engine, "sample", watch)
+    engine.context_length = 100_000
+    make_reflector(config, engine).propose([JOB], random.Random(3))
+    whole = len(shown.pop()[0][0])
+    engine.context_length = whole
+    for _ in range(2):  # a fresh reflector each time, as after a resume
+        make_reflector(config, engine).propose([JOB], random.Random(3))
+    assert shown[0] == shown[1]
+    assert len(shown[0][0][0]) + 4 <= whole
+    engine.context_length = 50
+    with pytest.raises(ReflectorError, match="does not fit"):
+        make_reflector(config, engine).propose([JOB], random.Random(3))
+    with pytest.raises(ConfigError, match="reflector_args"):
+        make_reflector(FastConfig(reflector="self", reflector_args={"foo": 1}), engine)
 
 
 def test_unknown_functions_are_configuration_errors():

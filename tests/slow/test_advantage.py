@@ -65,7 +65,11 @@ def test_tokens_of_the_environment_weigh_nothing():
 def test_truncated_responses_can_be_masked():
     cut = group(1, 0, 0)
     cut.rollouts[2].truncated = True
-    batch = make_batch([cut], SlowConfig(mask_truncated=True))
-    assert len(batch.data) == 2
-    assert sum(batch.data[0].weights) == pytest.approx(1 / 2)
-    assert len(make_batch([cut], SlowConfig()).data) == 3
+    lost = group(1, 0, name="q")
+    for member in lost.rollouts:
+        member.truncated = True
+    batch = make_batch([cut, lost], SlowConfig(mask_truncated=True))
+    assert (len(batch.data), batch.groups) == (2, 1)
+    assert sum(sum(datum.weights) for datum in batch.data) == pytest.approx(1)
+    assert [datum.advantage for datum in batch.data] == pytest.approx([1, -1], abs=1e-4)
+    assert len(make_batch([cut, lost], SlowConfig()).data) == 5

@@ -16,7 +16,6 @@ class SamplingParams:
     temperature: float = 1.0
     top_p: float = 1.0
     max_tokens: int = 1024
-    stop: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)

@@ -77,6 +77,8 @@ def stage_contexts(contexts: Sequence[Context], pad: int, device: torch.device) 
 
 def _stems(contexts: Sequence[Context]) -> list[tuple[list[int], int]] | None:
     """Runs of contexts with the length of the stem that each shares; None where one stage is cheaper."""
+    if min(map(len, contexts)) < 2:  # a stem must leave something to follow it
+        return None
     runs: list[tuple[list[int], int]] = []
     for c, context in enumerate(contexts):
         if runs:

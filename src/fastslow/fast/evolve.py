@@ -7,7 +7,8 @@ population needs that a single GEPA run does not have:
 - warm start: the whole previous population is scored in one batch, then enters GEPA's pool in its first
   iteration as proposals with empty minibatches, at no cost;
 - parents show rollouts that exist already, so a proposal costs its own minibatch and no more;
-- a phase never overspends its budget, and a reflector that is down ends it with its reason.
+- a phase looks for new prompts only with what its budget leaves after scoring the old ones, and never
+  overspends on them; a reflector that is down ends it with its reason.
 """
 
 from __future__ import annotations
@@ -47,23 +48,32 @@ class FastResult:
     saturated: bool = False
 
 
+@dataclass(frozen=True)
+class Phase:
+    """What a fast phase works with.
+
+    `evaluate` makes one rollout per (prompt, problem) pair, all in one batch, and every rollout counts
+    against `budget`. `fits` says whether a prompt leaves the policy room to answer. `earlier` holds
+    each survivor's rewards from the rollouts that the last RL step made afresh.
+    """
+
+    population: Sequence[Prompt]
+    anchors: Sequence[Problem]
+    evaluate: Evaluate
+    fits: Callable[[str], bool]
+    reflector: Reflector
+    budget: int
+    rng: random.Random
+    cycle: int
+    earlier: dict[str, list[float]]
+
+
 class PromptOptimizer(Protocol):
     """What the loop asks of a fast channel; GEPA is one, another optimiser can take its place."""
 
-    def evolve(
-        self,
-        population: Sequence[Prompt],
-        anchors: Sequence[Problem],
-        evaluate: Evaluate,
-        reflector: Reflector,
-        rng: random.Random,
-        cycle: int,
-        earlier: dict[str, list[float]],
-    ) -> FastResult:
-        """Evolve `population` on `anchors` under the current policy.
+    def evolve(self, phase: Phase) -> FastResult:
+        """Evolve the population on the anchors under the current policy.
 
-        `evaluate` makes one rollout per (prompt, problem) pair, all in one batch; every call counts
-        against the budget. `earlier` holds each survivor's rewards from the last RL step.
         Raises ReflectorError when the reflector is down.
         """
         ...
@@ -75,47 +85,35 @@ class Gepa:
 
     config: FastConfig
 
-    def evolve(
-        self,
-        population: Sequence[Prompt],
-        anchors: Sequence[Problem],
-        evaluate: Evaluate,
-        reflector: Reflector,
-        rng: random.Random,
-        cycle: int,
-        earlier: dict[str, list[float]],
-    ) -> FastResult:
-        phase = _Phase(
-            self.config, list(population), list(anchors), evaluate, reflector, rng, cycle
-        )
-        phase.evidence.earlier = {key: list(value) for key, value in earlier.items()}
-        phase.warm_up()
-        saturated = phase.saturated()
+    def evolve(self, phase: Phase) -> FastResult:
+        search = _Search(self.config, phase)
+        search.warm_up()
+        saturated = search.saturated()
         if not saturated:
+            size = len(phase.anchors)
             gepa.optimize(
-                seed_candidate={COMPONENT: population[0].text},
-                trainset=list(range(len(anchors))),
-                valset=list(range(len(anchors))),
-                adapter=phase,  # type: ignore[arg-type]
-                reflection_strategy=phase,
-                sampling_strategy=phase,
-                acceptance_criterion=phase,
-                stop_callbacks=phase.finished,  # type: ignore[arg-type]
+                seed_candidate={COMPONENT: phase.population[0].text},
+                trainset=list(range(size)),
+                valset=list(range(size, 2 * size)),  # the same anchors; the offset marks a sweep
+                adapter=search,  # type: ignore[arg-type]
+                reflection_strategy=search,
+                sampling_strategy=search,
+                acceptance_criterion=search,
+                stop_callbacks=search.finished,  # type: ignore[arg-type]
                 skip_perfect_score=False,
-                use_merge=self.config.merge,
                 track_best_outputs=False,
                 logger=_Silent(),
-                seed=rng.randrange(2**31),
+                seed=phase.rng.randrange(2**31),
             )
-        if phase.error is not None:
-            raise phase.error
-        scored = rank(list(phase.pool.values()), phase.evidence)
+        if search.error is not None:
+            raise search.error
+        scored = rank(list(search.pool.values()), search.evidence)
         return FastResult(
             population=top_k(scored, self.config.k, self.config.floor),
             scored=scored,
-            rollouts=phase.spent,
-            proposed=phase.proposed,
-            rejected=phase.rejected,
+            rollouts=search.spent,
+            proposed=search.proposed,
+            rejected=search.rejected,
             saturated=saturated,
         )
 
@@ -125,27 +123,20 @@ class _Silent:
         """GEPA prints some 70 KB a run by default."""
 
 
-class _Phase:
-    """One fast phase as GEPA sees it: adapter, sampling, reflection, acceptance and stopping."""
+class _Search:
+    """One fast phase as GEPA sees it: adapter, sampling, reflection, acceptance and stopping.
+
+    GEPA's items are anchors by place: 0..N-1 in minibatches, N..2N-1 in sweeps over all of them.
+    """
 
     propose_new_texts = None  # GEPA asks for the attribute; proposals come from `reflect_many`
 
-    def __init__(
-        self,
-        config: FastConfig,
-        members: list[Prompt],
-        anchors: list[Problem],
-        evaluate: Evaluate,
-        reflector: Reflector,
-        rng: random.Random,
-        cycle: int,
-    ) -> None:
-        self.config, self.members, self.anchors = config, members, anchors
-        self.minibatch = min(config.minibatch, len(anchors) - 1)  # so that a sweep is told from it
-        self.sample, self.reflector, self.rng, self.cycle = evaluate, reflector, rng, cycle
-        self.budget = config.budget if cycle else config.initial_budget or config.budget
-        self.evidence = Evidence()
-        self.pool = {prompt.id: prompt for prompt in members}  # scored on all anchors
+    def __init__(self, config: FastConfig, phase: Phase) -> None:
+        self.config, self.phase, self.rng = config, phase, phase.rng
+        self.members, self.anchors = list(phase.population), list(phase.anchors)
+        self.minibatch = min(config.minibatch, len(self.anchors))
+        self.evidence = Evidence(earlier={key: list(v) for key, v in phase.earlier.items()})
+        self.pool = {prompt.id: prompt for prompt in self.members}  # scored on all anchors
         self.drafts: dict[str, Prompt] = {}  # every valid text proposed in this phase
         self.rollouts: dict[tuple[str, int], Rollout] = {}  # the latest per (prompt, anchor)
         self.unread: set[str] = set()  # members scored by `warm_up`, not yet told to GEPA
@@ -153,7 +144,7 @@ class _Phase:
         self.spent = self.proposed = self.idle = 0
         self.started = False
         self.waiting: list[Prompt] = []  # members that enter GEPA's pool in this iteration
-        self.error: ReflectorError | None = None
+        self.error: Exception | None = None
         self.deck: list[int] = []
 
     # -- evaluation: GEPA's adapter ------------------------------------------------------------
@@ -165,11 +156,11 @@ class _Phase:
         self.unread = set(self.pool)
 
     def saturated(self) -> bool:
-        means = [self.evidence.pooled(prompt.id) for prompt in self.members]
-        return all(sum(pool) >= self.config.saturation * len(pool) for pool in means)
+        pools = [self.evidence.pooled(prompt.id) for prompt in self.members]
+        return all(sum(pool) >= self.config.saturation * len(pool) for pool in pools)
 
     def _roll(self, pairs: list[tuple[Prompt, int]]) -> None:
-        rollouts = self.sample([(prompt, self.anchors[place]) for prompt, place in pairs])
+        rollouts = self.phase.evaluate([(prompt, self.anchors[place]) for prompt, place in pairs])
         self.spent += len(rollouts)
         self.evidence.add(rollouts)
         for (prompt, place), rollout in zip(pairs, rollouts, strict=True):
@@ -184,38 +175,37 @@ class _Phase:
         self, items: list[tuple[dict[str, str], list[int]]], *, capture_traces: bool = True
     ) -> list[EvaluationBatch]:
         """All pairs of one stage in one call; what is known already is not rolled out again."""
+        size = len(self.anchors)
+        stage: list[tuple[Prompt, list[int], int]] = []  # prompt, places, rollouts it costs
         wanted: list[tuple[Prompt, int]] = []
-        calls = []
         for candidate, batch in items:
             prompt = self._prompt(candidate[COMPONENT])
-            sweep = len(batch) == len(self.anchors)
-            known = prompt.id in self.unread if sweep else prompt.id in self.pool
+            sweep = bool(batch) and batch[0] >= size
+            places = [place % size for place in batch]
+            known = prompt.id in (self.unread if sweep else self.pool)
             if sweep:
                 self.unread.discard(prompt.id)
                 self.pool[prompt.id] = prompt
-            new = [] if known else [(prompt, place) for place in batch]
+            new = [] if known else [(prompt, place) for place in places]
             wanted += new
-            calls.append(len(new))
+            stage.append((prompt, places, len(new)))
         if wanted:
             self.idle = 0
             self._roll(wanted)
-        return [
-            self._batch(self._prompt(candidate[COMPONENT]), batch, count)
-            for (candidate, batch), count in zip(items, calls, strict=True)
-        ]
+        return [self._batch(*entry) for entry in stage]
 
-    def _batch(self, prompt: Prompt, batch: list[int], calls: int) -> EvaluationBatch:
-        rollouts = [self.rollouts[prompt.id, place] for place in batch]
+    def _batch(self, prompt: Prompt, places: list[int], calls: int) -> EvaluationBatch:
+        traces: list[Any] = [(place, self.rollouts[prompt.id, place]) for place in places]
         return EvaluationBatch(
-            outputs=[None] * len(batch),
-            scores=[rollout.reward for rollout in rollouts],
+            outputs=[None] * len(places),
+            scores=[rollout.reward for _, rollout in traces],
             # A warm start's minibatch is empty; GEPA skips a proposal that has no trajectory at all.
-            trajectories=list(zip(batch, rollouts, strict=True)) or [None],
+            trajectories=traces or [None],
             num_metric_calls=calls,
         )
 
     def _prompt(self, text: str) -> Prompt:
-        prompt = make_prompt(text, born=self.cycle)
+        prompt = make_prompt(text, born=self.phase.cycle)
         return self.pool.get(prompt.id) or self.drafts.get(prompt.id) or prompt
 
     # -- proposals: GEPA's sampling and reflection strategies --------------------------------------
@@ -250,17 +240,18 @@ class _Phase:
     def make_reflective_dataset(
         self, candidate: dict[str, str], eval_batch: EvaluationBatch, components: list[str]
     ) -> dict[str, list[dict[str, Any]]]:
-        traces = [trace for trace in eval_batch.trajectories or [] if trace is not None]
-        return {
-            COMPONENT: [{"place": place, "rollout": rollout} for place, rollout in traces]
-            or [{"place": -1}]
-        }
+        return {COMPONENT: [{"trace": trace} for trace in eval_batch.trajectories or []]}
 
     def reflect_many(self, jobs: list[Any]) -> list[tuple[ReflectionProposal, Any]]:
         if self.waiting:
             texts: list[str | None] = [prompt.text for prompt in self.waiting]
+        elif self.error is not None:
+            texts = [None] * len(jobs)
         else:
-            texts = self._propose(jobs)
+            try:
+                texts = self._propose(jobs)
+            except Exception as error:  # GEPA would swallow it and let the budget burn
+                self.error, texts = error, [None] * len(jobs)
         return [
             (ReflectionProposal({} if text is None else {COMPONENT: text}), self) for text in texts
         ]
@@ -271,32 +262,31 @@ class _Phase:
         return self.reflect_many([(candidate, dataset, components)])[0]
 
     def _propose(self, jobs: list[Any]) -> list[str | None]:
-        """Ask the reflector; keep what is worth evaluating. GEPA would swallow an exception here."""
-        if self.error is not None:
-            return [None] * len(jobs)
+        """Ask the reflector; keep what is worth evaluating."""
         asked = [
-            Job(candidate[COMPONENT], [self._example(**row) for row in dataset[COMPONENT]])
+            Job(candidate[COMPONENT], [self._example(*row["trace"]) for row in dataset[COMPONENT]])
             for candidate, dataset, _ in jobs
         ]
-        try:
-            answers = self.reflector.propose(asked, self.rng)
-        except ReflectorError as error:
-            self.error = error
-            return [None] * len(jobs)
+        answers = self.phase.reflector.propose(asked, self.rng)
+        if len(answers) != len(asked):
+            raise ReflectorError(
+                f"the reflector gave {len(answers)} answers to {len(asked)} questions"
+            )
         self.proposed += len(answers)
-        accepted: list[str | None] = []
-        for job, answer in zip(asked, answers, strict=True):
-            known = {prompt.text for prompt in (*self.pool.values(), *self.drafts.values())}
-            reason = problem_with(answer, job.prompt, known, self.config.max_chars)
-            if reason is None and answer is not None:
-                parent = self._prompt(job.prompt)
-                draft = make_prompt(answer, parent.id, self.cycle)
-                self.drafts[draft.id] = draft
-                accepted.append(answer)
-            else:
-                self.rejected[reason or "unreadable"] += 1
-                accepted.append(None)
-        return accepted
+        return [self._vet(job.prompt, answer) for job, answer in zip(asked, answers, strict=True)]
+
+    def _vet(self, parent: str, answer: str | None) -> str | None:
+        """The proposal if it is worth evaluating; else count why not."""
+        known = {prompt.text for prompt in (*self.pool.values(), *self.drafts.values())}
+        reason = problem_with(answer, parent, known, self.config.max_chars)
+        if reason is None and not self.phase.fits(str(answer)):
+            reason = "overlong"
+        if reason is not None:
+            self.rejected[reason] += 1
+            return None
+        draft = make_prompt(str(answer), self._prompt(parent).id, self.phase.cycle)
+        self.drafts[draft.id] = draft
+        return draft.text
 
     def _example(self, place: int, rollout: Rollout) -> Example:
         return Example(self.anchors[place].prompt, rollout.text, rollout.reward, rollout.feedback)
@@ -324,7 +314,7 @@ class _Phase:
 
     def _affordable(self) -> int:
         """Children that can be carried through minibatch and sweep with what is left of the budget."""
-        return (self.budget - self.spent) // (self.minibatch + len(self.anchors))
+        return (self.phase.budget - self.spent) // (self.minibatch + len(self.anchors))
 
 
 def _complaints(evaluation: Any) -> int:

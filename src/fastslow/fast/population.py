@@ -10,7 +10,7 @@ from statistics import fmean
 
 from fastslow.rollout import Prompt, Rollout, sentences
 
-PRIOR = 4.0  # rollouts' worth of belief in the average candidate; tames a lucky handful
+PRIOR = 8.0  # rollouts' worth of belief in the average candidate; tames a lucky handful
 
 
 def prompt_id(text: str) -> str:
@@ -26,8 +26,8 @@ def make_prompt(text: str, parent: str | None = None, born: int = 0) -> Prompt:
 class Evidence:
     """All that is known of each prompt in one fast phase: rewards by problem, and earlier ones.
 
-    `earlier` holds rewards of the last RL step, made under all but the current policy: they count
-    towards a survivor's mean and not towards the instances that it wins. `complaints` counts the
+    `earlier` holds rewards of the last RL step's fresh rollouts, made under all but the current policy:
+    they count towards a survivor's mean and not towards the instances that it wins. `complaints` counts the
     sentences of each rollout's feedback: where every reward is 0, fewer of them is progress.
     """
 
@@ -102,9 +102,9 @@ def rank(candidates: Sequence[Prompt], evidence: Evidence) -> list[Scored]:
 
 
 def top_k(ranked: Sequence[Scored], k: int, floor: float) -> list[Scored]:
-    """The first K, without those whose score is below `floor` times the best one's."""
-    best = max((item.score for item in ranked), default=0.0)
-    return [item for item in ranked if item.score >= floor * best][:k]
+    """The first K, without those whose score is below `floor` times the best one's (if that is > 0)."""
+    best = max(item.score for item in ranked)
+    return [item for item in ranked if best <= 0 or item.score >= floor * best][:k]
 
 
 def _dominated(candidate: str, cells: dict[str, dict[str, float]]) -> bool:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
+from threading import Lock
 from typing import Any, Protocol
 
 from gepa.strategies.instruction_proposal import InstructionProposalSignature
@@ -24,10 +25,9 @@ from fastslow.errors import ConfigError, ReflectorError
 from fastslow.imports import import_object
 from fastslow.rollout import sentences
 
-THOUGHT = re.compile(r"<think>.*?(</think>|\Z)", re.DOTALL)
-FENCE = re.compile(r"```[^\n`]*\n(.*?)```", re.DOTALL)
+THOUGHT = re.compile(r".*</think>|<think>.*", re.DOTALL)  # what precedes the answer, or never ended
 REFUSAL = re.compile(
-    r"^\W*(i'?m sorry|i am sorry|sorry|i can(?:no|')t|i am unable|i'?m unable|as an ai\b)",
+    r"^\W*(i['’]?m sorry|i am sorry|sorry|i can(?:not|['’]t)|i am unable|i['’]?m unable|as an ai\b)",
     re.IGNORECASE,
 )
 
@@ -139,7 +139,7 @@ class Offline:
 
 # -- language models --------------------------------------------------------------------------------
 
-Complete = Callable[[list[str]], list[str]]
+Complete = Callable[[list[str], int], list[str]]  # a batch of prompts and a seed; answers
 
 
 @dataclass
@@ -147,16 +147,29 @@ class LanguageModel:
     """A reflector that shows GEPA's instruction prompt to a language model and reads its answer.
 
     `complete` answers a batch of prompts. The new instruction is the last fenced block outside of any
-    thought; an answer without one holds no proposal.
+    thought; an answer without one holds no proposal. Where `fits` is given, examples are left out
+    from the end until a question fits.
     """
 
     complete: Complete
     usage: Usage = field(default_factory=Usage)
+    fits: Callable[[str], bool] | None = None
 
     def propose(self, jobs: Sequence[Job], rng: random.Random) -> list[str | None]:
-        answers = self.complete([self._question(job) for job in jobs])
+        questions = [self._fitting(job) for job in jobs]
+        answers = self.complete(questions, rng.randrange(2**31))
         self.usage.calls += len(jobs)
         return [extract(answer) for answer in answers]
+
+    def _fitting(self, job: Job) -> str:
+        for count in range(len(job.examples), 0, -1):
+            question = self._question(Job(job.prompt, job.examples[:count]))
+            if self.fits is None or self.fits(question):
+                return question
+        raise ReflectorError(
+            "a reflection on one example alone does not fit into the context of the model that is to "
+            "reflect; take another fast.reflector"
+        )
 
     def _question(self, job: Job) -> str:
         examples = [
@@ -179,22 +192,34 @@ class LanguageModel:
 
 
 def extract(answer: object) -> str | None:
-    """The proposed prompt in a model's answer, or None."""
+    """The proposed prompt in a model's answer, or None: its last fenced block, inner fences included."""
     if not isinstance(answer, str):
         return None
-    blocks = FENCE.findall(THOUGHT.sub("", answer))
-    return blocks[-1].strip() if blocks else None
+    blocks: list[str] = []
+    depth, lines = 0, []
+    for line in THOUGHT.sub("", answer).splitlines():
+        mark = line.strip()
+        if not mark.startswith("```"):
+            lines.append(line)
+        elif depth == 0:
+            depth, lines = 1, []
+        else:  # a bare fence closes the innermost block, one with a language opens another
+            depth += 1 if mark != "```" else -1
+            if depth == 0:
+                blocks.append("\n".join(lines).strip())
+            lines.append(line)
+    return blocks[-1] if blocks else None
 
 
-def problem_with(text: str | None, parent: str, known: set[str], max_chars: int) -> str | None:
+def problem_with(text: object, parent: str, known: set[str], max_chars: int) -> str | None:
     """Why a proposal is not worth evaluating: a name to count it under, or None if it is."""
-    if text is None:
+    if not isinstance(text, str):
         return "unreadable"
     if not text.strip():
         return "empty"
     if text.strip() == parent.strip():
         return "unchanged"
-    if text in known:
+    if text.strip() in known:
         return "duplicate"
     if len(text) > max_chars:
         return "overlong"
@@ -217,17 +242,22 @@ def litellm_complete(model: str, usage: Usage, args: dict[str, Any]) -> Complete
     options = {"timeout": 120, "num_retries": 3, "drop_params": True, **args}
     workers = options.pop("max_workers", 8)
 
+    lock = Lock()
+
     def one(prompt: str) -> str:
         response: Any = litellm.completion(
             model=model, messages=[{"role": "user", "content": prompt}], **options
         )
-        usage.tokens_in += response.usage.prompt_tokens
-        usage.tokens_out += response.usage.completion_tokens
+        price = 0.0
         with suppress(Exception):  # LiteLLM raises a bare one for a model without a known price
-            usage.dollars += litellm.completion_cost(completion_response=response)
+            price = litellm.completion_cost(completion_response=response)
+        with lock:
+            usage.tokens_in += response.usage.prompt_tokens
+            usage.tokens_out += response.usage.completion_tokens
+            usage.dollars += price
         return response.choices[0].message.content or ""
 
-    def complete(prompts: list[str]) -> list[str]:
+    def complete(prompts: list[str], seed: int) -> list[str]:
         try:
             with ThreadPoolExecutor(workers) as pool:
                 return list(pool.map(one, prompts))
@@ -240,25 +270,30 @@ def litellm_complete(model: str, usage: Usage, args: dict[str, Any]) -> Complete
     return complete
 
 
-def engine_complete(engine: Engine, which: Which, args: dict[str, Any], seed: int) -> Complete:
+def engine_reflector(engine: Engine, which: Which, args: dict[str, Any]) -> LanguageModel:
     """The policy (or its frozen base) reflects on its own rollouts."""
-    params = SamplingParams(**{"temperature": 0.7, "max_tokens": 1024, **args})
-    calls = 0
+    try:
+        params = SamplingParams(**{"temperature": 0.7, "max_tokens": 512, **args})
+    except TypeError:
+        raise ConfigError(
+            f"fast.reflector_args = {args!r}: expected temperature, top_p, max_tokens"
+        ) from None
 
-    def complete(prompts: list[str]) -> list[str]:
-        nonlocal calls
-        calls += 1
+    def fits(question: str) -> bool:
+        return len(engine.render("", question)) + params.max_tokens <= engine.context_length
+
+    def complete(prompts: list[str], seed: int) -> list[str]:
         contexts = [engine.render("", prompt) for prompt in prompts]
-        samples = engine.sample(contexts, [1] * len(contexts), params, seed + calls, which)
+        samples = engine.sample(contexts, [1] * len(contexts), params, seed, which)
         return [engine.decode(sample[0].tokens) for sample in samples]
 
-    return complete
+    return LanguageModel(complete, fits=fits)
 
 
 def callable_complete(function: Callable[[str], str]) -> Complete:
     """A callable in GEPA's form: one prompt in, one answer out."""
 
-    def complete(prompts: list[str]) -> list[str]:
+    def complete(prompts: list[str], seed: int) -> list[str]:
         try:
             return [function(prompt) for prompt in prompts]
         except Exception as error:  # the user's code
@@ -278,7 +313,7 @@ def make_reflector(
         return Offline()
     if kind in ("self", "base"):
         which: Which = "policy" if kind == "self" else "base"
-        return LanguageModel(engine_complete(engine, which, config.reflector_args, seed=0))
+        return engine_reflector(engine, which, config.reflector_args)
     if kind.startswith("python:"):
         return LanguageModel(
             callable_complete(import_object(kind[len("python:") :], "fast.reflector"))

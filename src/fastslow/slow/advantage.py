@@ -48,10 +48,16 @@ def make_batch(groups: Sequence[Group], config: SlowConfig) -> Batch:
     """Advantages of every group, normalised over the batch and weighted at prompt level.
 
     A token weighs 1 / (tokens of its response x responses of its problem x problems of the batch).
-    Groups whose rewards are all equal leave the batch first when `filter_zero_variance` is set.
+    Masked rollouts leave first (those without a token of the policy; with `mask_truncated` those that were
+    cut), then, with `filter_zero_variance`, groups whose remaining rewards are all equal.
     """
+    whole = [
+        Group(group.problem, [r for r in group.rollouts if _usable(r, config)]) for group in groups
+    ]
     kept = [
-        group for group in groups if not config.filter_zero_variance or _has_signal(group, config)
+        group
+        for group in whole
+        if group.rollouts and (not config.filter_zero_variance or _has_signal(group, config))
     ]
     values = [advantages(group, config.baseline) for group in kept]
     if config.batch_normalize and values:
@@ -60,17 +66,16 @@ def make_batch(groups: Sequence[Group], config: SlowConfig) -> Batch:
         values = [[value / scale for value in group_values] for group_values in values]
     data, rollouts = [], []
     for group, group_values in zip(kept, values, strict=True):
-        usable = [
-            (rollout, value)
-            for rollout, value in zip(group.rollouts, group_values, strict=True)
-            if sum(rollout.mask) and not (config.mask_truncated and rollout.truncated)
-        ]
-        for rollout, value in usable:
-            weight = 1.0 / (sum(rollout.mask) * len(usable) * len(kept))
+        for rollout, value in zip(group.rollouts, group_values, strict=True):
+            weight = 1.0 / (sum(rollout.mask) * len(group.rollouts) * len(kept))
             weights = [weight * bit for bit in rollout.mask]
             data.append(Datum(rollout.context, rollout.tokens, rollout.logprobs, weights, value))
             rollouts.append(rollout)
     return Batch(data, rollouts, len(kept))
+
+
+def _usable(rollout: Rollout, config: SlowConfig) -> bool:
+    return any(rollout.mask) and not (config.mask_truncated and rollout.truncated)
 
 
 def _has_signal(group: Group, config: SlowConfig) -> bool:

@@ -177,7 +177,7 @@ class StarGraph(Task):
             path != gold
         ):  # cannot be with a star graph, whose paths are unique; kept total all the same
             said.append(f"The path differs from the expected one, {','.join(map(str, gold))}.")
-        elif boxes:
+        elif boxes and not said:
             said.append(
                 "The box holds more than the path: write only its nodes, separated by commas."
             )
