@@ -43,6 +43,13 @@ def test_train_eval_prompts(
     assert main(["resume", run]) == 0  # finished already: says so by its summary
 
 
+def test_prompts_are_text_not_markup(config: str, small: dict, capsys: pytest.CaptureFixture):
+    assert main(["train", config, "--set", "task.seed_prompt=In [INST] and [/INST] [bold]."]) == 0
+    assert "In [INST] and [/INST] [bold]." in capsys.readouterr().out
+    assert main(["eval", small["run"]["dir"], "--prompt", "seed"]) == 0
+    assert "[/INST]" in capsys.readouterr().out
+
+
 def test_tasks(capsys: pytest.CaptureFixture):
     assert main(["tasks"]) == 0
     assert "star_graph" in capsys.readouterr().out

@@ -44,6 +44,9 @@ def test_defaults_are_the_papers():
         ({"fast": {"anchors": 2, "minibatch": 3}}, ["fast.anchors = 2", "fast.minibatch = 3"]),
         ({"fast": {"anchors": "all"}}, ["fast.anchors", "'all'"]),
         ({"fast": {"anchors": "lookahead"}}, ["fast.budget = 960", "192 anchors", "at least 1731"]),
+        ({"loop": {"steps": True}}, ["loop.steps = True", "truth value"]),
+        ({"slow": {"lr": float("inf")}}, ["slow.lr = inf"]),
+        ({"slow": {"betas": [0.9, 1.0]}}, ["slow.betas.1 = 1.0", "less than 1"]),
         ({"fast": {"budget": 20}}, ["fast.budget = 20", "at least 39"]),
         ({"loop": {"group": 1}, "fast": {"k": 1}}, ["loop.group = 1"]),
         ({"slow": {"baseline": "prompt"}}, ["slow.baseline = 'prompt'", "fast.k = loop.group = 8"]),
@@ -73,7 +76,12 @@ def test_overrides_are_laid_over_the_file(tmp_path: Path):
 
 
 def test_files_that_are_no_configuration(tmp_path: Path):
-    for text, part in [("a: [", "not valid YAML"), ("- 1", "expected sections"), ("\x00", "YAML")]:
+    for text, part in [
+        ("a: [", "not valid YAML"),
+        ("- 1", "expected sections"),
+        ("\x00", "YAML"),
+        ("run: {dir: 2001-99-99}", "YAML"),
+    ]:
         path = tmp_path / "bad.yaml"
         path.write_text(text)
         with pytest.raises(ConfigError, match=part):

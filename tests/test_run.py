@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from safetensors.torch import load_file
 
 import fastslow
 from conftest import Letters
-from fastslow import Config, ConfigError, ReflectorError, RunError, Score, TaskError
+from fastslow import Config, ReflectorError, RunError, Score, TaskError
 from fastslow.run import Run
 
 
@@ -64,7 +65,7 @@ def assert_same(one: Path, other: Path) -> None:
     assert summaries[0] == summaries[1]
 
 
-def in_process(*arguments: str) -> subprocess.CompletedProcess[str]:
+def in_process(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
     """The command line in a process of its own, one thread."""
     tests = str(Path(__file__).parent)
     environment = os.environ | {"PYTHONPATH": tests, "OMP_NUM_THREADS": "1"}
@@ -73,6 +74,7 @@ def in_process(*arguments: str) -> subprocess.CompletedProcess[str]:
         env=environment,
         capture_output=True,
         text=True,
+        **options,
     )
 
 
@@ -255,27 +257,35 @@ def test_damaged_and_missing_checkpoints_are_named(small: dict, tmp_path: Path):
     metrics.write_text("")
     with pytest.raises(RunError, match="the log was cut"):
         fastslow.resume(run.dir)
+    metrics.write_text("{oops")
+    with pytest.raises(RunError, match=r"metrics\.jsonl: damaged"):
+        _ = run.metrics
+    (run.dir / "summary.json").write_text("{")
+    with pytest.raises(RunError, match=r"summary\.json: damaged"):
+        fastslow.resume(run.dir)
 
 
-def test_a_full_disk_is_said_plainly_and_costs_nothing(
-    small: dict, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-):
-    """The third checkpoint meets a full disk; after making room the run ends as any other."""
-    import fastslow.engine.local as local
-
-    save, count = local.LocalEngine.save, 0
-
-    def full(self: Any, directory: Path) -> None:
-        nonlocal count
-        count += 1
-        if count == 2:
-            (directory / "model").mkdir()
-            raise OSError(28, "No space left on device", str(directory))
-        save(self, directory)
-
-    monkeypatch.setattr(local.LocalEngine, "save", full)
-    with pytest.raises(RunError, match="No space left on device; free some space"):
+def test_a_run_directory_that_cannot_be(small: dict, tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    small["run"] = {"dir": str(tmp_path / "file")}
+    with pytest.raises(RunError, match="File exists") as caught:
         fastslow.train(small)
+    assert "disk" not in str(caught.value)
+
+
+def limit_files(size: int) -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+
+@pytest.mark.parametrize("size", [2_000, 150_000, 500_000])
+def test_a_full_disk_is_said_plainly_and_costs_nothing(small: dict, tmp_path: Path, size: int):
+    """Files may not grow beyond a size: logs, weights or optimizer state meet it first."""
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(small))
+    failed = in_process("train", str(path), preexec_fn=lambda: limit_files(size))
+    assert failed.returncode == 2, failed.stderr
+    assert failed.stderr.count("\n") == 1
+    assert "if the disk is full make room" in failed.stderr
     run = fastslow.resume(small["run"]["dir"])
     small["run"] = small["run"] | {"dir": str(tmp_path / "other")}
     assert_same(fastslow.train(small).dir, run.dir)
@@ -293,7 +303,8 @@ class Moody(Letters):
         if self.calls == 50:
             if self.mood == "raise":
                 raise KeyError("answer")
-            return {"nan": Score(float("nan"), ""), "number": 1.0}[self.mood]
+            odd = {"nan": Score(float("nan"), ""), "number": 1.0, "silent": Score(1.0, None)}
+            return odd[self.mood]
         return super().score(problem, response)
 
 
@@ -311,9 +322,53 @@ def test_a_task_that_breaks_its_promise_is_named(small: dict, mood: str, said: s
     fastslow.resume(small["run"]["dir"], task=Letters())  # nothing is lost
 
 
-def test_a_task_without_test_problems_is_refused(small: dict):
-    with pytest.raises(ConfigError, match="test split holds no problem"):
-        fastslow.train(small, task=Letters(test=0))
+@pytest.mark.parametrize(
+    ("sizes", "said"),
+    [
+        ({"test": 0}, r"problems\('test'\) holds no problem"),
+        ({"train": 0}, r"problems\('train'\) holds no problem"),
+        ({"train": "many"}, r"problems\('train'\) raised TypeError"),
+    ],
+)
+def test_a_task_without_problems_is_refused_before_anything_is_written(
+    small: dict, sizes: dict, said: str
+):
+    with pytest.raises(TaskError, match=said):
+        fastslow.train(small, task=Letters(**sizes))
+    fastslow.train(small)  # the place is still free
+
+
+def test_a_run_knows_its_own_task(small: dict):
+    run = fastslow.train(small, task=Letters())
+    assert run.summary["task"] == "conftest:Letters"  # type: ignore[index]
+
+
+def test_the_self_reflector_resumes_exactly(small: dict, tmp_path: Path):
+    """Its draws come from the phase's generator, not from a counter that a resume would reset."""
+    small["fast"] = small["fast"] | {"reflector": "self", "reflector_args": {"max_tokens": 4}}
+    small["task"] = {"name": "test_run:Brief"}
+    whole = fastslow.train(small)
+    small["run"] = small["run"] | {"dir": str(tmp_path / "cut")}
+    with pytest.raises(Stop):
+        fastslow.train(small, observer=Stopper())
+    assert_same(whole.dir, fastslow.resume(tmp_path / "cut").dir)
+
+
+class Brief(Letters):
+    def score(self, problem: Any, response: str) -> Score:
+        return Score(super().score(problem, response).reward, "No.")
+
+
+class Stop(Exception):
+    pass
+
+
+class Stopper:
+    def phase(self, name: str, state: Any) -> None: ...
+
+    def step(self, row: Any, state: Any) -> None:
+        if state.step == 3:
+            raise Stop
 
 
 def test_anchors_are_as_many_as_half_the_budget_pays_for(small: dict):

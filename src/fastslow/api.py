@@ -11,7 +11,7 @@ import torch
 
 from fastslow import loop
 from fastslow.collect import derive
-from fastslow.config import Config
+from fastslow.config import Config, TaskConfig
 from fastslow.engine.base import Engine, SamplingParams
 from fastslow.engine.local import LocalEngine
 from fastslow.errors import ConfigError
@@ -23,7 +23,7 @@ from fastslow.rollout import Prompt
 from fastslow.run import Run, State
 from fastslow.session import Observer, Session
 from fastslow.tasks import make_task
-from fastslow.tasks.base import Task
+from fastslow.tasks.base import Task, problems_of
 
 
 class Silent:
@@ -56,8 +56,10 @@ def train(
     """
     if isinstance(config, (str, Path)):
         config = Config.load(config)
-    elif isinstance(config, dict):
-        config = Config.parse(config)
+    else:  # a Config too: its fields may have been set one by one
+        config = Config.parse(config.model_dump() if isinstance(config, Config) else config)
+    if task is not None:  # so that the run says what it was about
+        config.task = TaskConfig(name=f"{type(task).__module__}:{type(task).__qualname__}")
     task = task or make_task(config.task)
     engine = _prepare(config)
     run = Run.create(config)
@@ -108,6 +110,7 @@ def _train(
             make_reflector(config.fast, engine, reflector),
             observer or Silent(),
         )
+        run.begin()
         state = loop.train(session)
         run.finish(summarise(run, state))
 
@@ -163,7 +166,7 @@ def evaluate_run(
         views = {prompt: [make_prompt(_read_prompt(prompt))]}
     settings = run.config.eval
     params = SamplingParams(settings.temperature, settings.top_p, run.config.sampling.max_tokens)
-    problems = list(task.problems("test"))[: settings.problems]
+    problems = problems_of(task, "test")[: settings.problems]
     seed = derive(run.config.run.seed, "eval command")
     return [
         (

@@ -11,6 +11,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from fastslow.config import METHODS, Config, parse_override
 from fastslow.errors import ConfigError, FastSlowError
@@ -103,7 +104,8 @@ def _eval(arguments: argparse.Namespace, console: Console) -> None:
     for name in ("prompt", f"mean@{arguments.n}", f"best@{arguments.n}", "± s.e.", "text"):
         table.add_column(name, overflow="fold")
     for name, found, text in api.evaluate_run(arguments.run, arguments.prompt, arguments.n):
-        table.add_row(name, f"{found.mean:.3f}", f"{found.best:.3f}", f"{found.stderr:.3f}", text)
+        figures = (f"{value:.3f}" for value in (found.mean, found.best, found.stderr))
+        table.add_row(name, *figures, Text(text))
     console.print(table)
 
 
@@ -122,7 +124,8 @@ def _tasks(arguments: argparse.Namespace, console: Console) -> None:
     for name in ("task", "what it asks", "seed prompt"):
         table.add_column(name, overflow="fold")
     for name, task in TASKS.items():
-        table.add_row(name, (task.__doc__ or "").strip().partition("\n")[0], task.seed_prompt)
+        about = (task.__doc__ or "").strip().partition("\n")[0]
+        table.add_row(name, Text(about), Text(task.seed_prompt))
     console.print(table)
     console.print("\nYour own: [bold]task: {name: mypackage.mytask:MyTask, args: {...}}[/bold]")
 
@@ -138,12 +141,13 @@ def _report(runs: Sequence[Any], console: Console) -> None:
 
     console.print(summary_table([run.summary for run in runs]))
     run = runs[0]
-    console.print(f"\n[bold]best prompt[/bold]  {run.summary['best_prompt']}", highlight=False)
+    console.print(Text.assemble(("\nbest prompt  ", "bold"), run.summary["best_prompt"]))
     console.print(
         f"\nThe run lies in {run.dir}. Next:\n"
         f"  fastslow prompts {run.dir}\n"
         f"  fastslow eval {run.dir} --prompt all --n 4",
         highlight=False,
+        markup=False,
     )
 
 

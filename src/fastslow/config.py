@@ -4,26 +4,43 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from fastslow.errors import ConfigError
 
 Method = Literal["fst", "rl", "gepa", "gepa+rl"]
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Section(BaseModel):
     """A part of the tree: unknown keys and values of the wrong type are errors, never ignored."""
 
-    model_config = ConfigDict(extra="forbid", validate_assignment=True)
+    model_config = ConfigDict(extra="forbid", validate_assignment=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_bool_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        kind = cls.model_fields[str(info.field_name)].annotation
+        if isinstance(value, bool) and kind is not bool:
+            raise ValueError(f"expected {getattr(kind, '__name__', kind)}, found a truth value")
+        return value
 
 
 class RunConfig(Section):
     dir: str | None = None  # None: runs/<task>-<method>-s<seed>
     seed: int = Field(0, ge=0)
-    checkpoint_every: int | None = Field(None, ge=1)  # steps; None: once a cycle
+    checkpoint_every: int | None = Field(None, ge=1)  # steps, beside the end of every cycle
     rollouts: bool = True  # write every rollout as readable JSON lines
     threads: int | None = Field(None, ge=1)  # None: what PyTorch finds
 
@@ -59,8 +76,8 @@ class SlowConfig(Section):
     """The weights: ScaleRL's recipe (arXiv 2510.13786) with CISPO (arXiv 2506.13585)."""
 
     loss: Literal["cispo", "ppo", "importance_sampling"] = "cispo"
-    lr: float = Field(1e-6, ge=0)
-    betas: tuple[float, float] = (0.9, 0.999)
+    lr: float = Field(1e-6, ge=0, le=1)
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
     weight_decay: float = Field(0.0, ge=0)
     warmup: int = Field(10, ge=0)  # steps of linear warm-up, then constant
     clip: float = Field(1.0, gt=0)  # global gradient norm
@@ -199,7 +216,7 @@ class Config(Section):
             data = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"{path}: cannot be read ({error})") from None
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
             raise ConfigError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
         if not isinstance(data, dict):
             raise ConfigError(
@@ -220,7 +237,7 @@ def parse_override(text: str) -> tuple[str, Any]:
         raise ConfigError(f"--set {text!r}: expected key.path=value, for example slow.lr=0.0001")
     try:
         return key.strip(), yaml.safe_load(value)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):
         return key.strip(), value
 
 

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 from rich.console import Console
+from rich.text import Text
 
 from fastslow import api
 from fastslow.config import Config
@@ -35,15 +36,19 @@ def demo(source: Path, directory: Path, seed: int, console: Console) -> tuple[Ru
     console.rule("What happened")
     console.print(summary_table([fst.summary, rl.summary]))
     console.print(
-        f"\n[bold]Fast-Slow Training[/bold] found this prompt, and trained the weights under it:\n"
-        f"  [green]{fst.summary['best_prompt']}[/green]\n\n"
-        f"[bold]RL alone[/bold] had as many rollouts and the prompt it was given:\n"
-        f"  [yellow]{rl.summary['best_prompt']}[/yellow]\n\n"
-        f"Both runs lie in {fst.dir.parent} ({time.perf_counter() - start:.0f} s). Try next:\n"
-        f"  fastslow prompts {fst.dir}          # how the prompts evolved\n"
-        f"  fastslow eval {fst.dir}             # every prompt on held-out problems\n"
+        "\n[bold]Fast-Slow Training[/bold] found this prompt and trained the weights under it:"
+    )
+    console.print(Text(f"  {fst.summary['best_prompt']}", style="green"))
+    console.print("\n[bold]RL alone[/bold] had as many rollouts and the prompt that it was given:")
+    console.print(Text(f"  {rl.summary['best_prompt']}", style="yellow"))
+    console.print(
+        f"\nBoth runs lie in {fst.dir.parent} ({time.perf_counter() - start:.0f} s). Try next:\n"
+        f"  fastslow prompts {fst.dir}\n"
+        f"  fastslow eval {fst.dir}\n"
         f"  fastslow train {source} --method gepa+rl",
         highlight=False,
+        markup=False,
+        soft_wrap=True,
     )
     return fst, rl
 

@@ -20,7 +20,7 @@ def import_object(path: str, key: str) -> Any:
         sys.path.insert(0, os.getcwd())
     try:
         return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
+    except Exception as error:  # importing runs the user's code
         raise ConfigError(
-            f"{key} = {path!r}: {error}; expected module:name that can be imported"
+            f"{key} = {path!r}: {type(error).__name__}: {error}; expected module:name that can be imported"
         ) from None

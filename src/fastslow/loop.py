@@ -168,7 +168,10 @@ def learn(session: Session, problems: Sequence[Problem]) -> Row:
         "response_tokens": fmean(len(rollout.tokens) for rollout in rollouts),
     }
     if update is not None:
-        row |= {key: getattr(update, key) for key in ("loss", "grad_norm", "lr", "kl", "entropy")}
+        row |= {
+            key: getattr(update, key)
+            for key in ("loss", "grad_norm", "lr", "kl", "entropy", "applied")
+        }
         row["ratio"] = ratio_stats(batch.rollouts, update.logprobs, config.slow.tau)
     return row
 

@@ -10,11 +10,13 @@ summary.json      written at the end
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
+import math
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -54,7 +56,7 @@ class State:
 
 
 class Run:
-    """A run's folder. `create` starts one, `open` finds one; `locked` keeps a second process out."""
+    """A run's folder. `create` names one, `open` finds one; `locked` keeps a second process out."""
 
     def __init__(self, directory: Path, config: Config) -> None:
         self.dir, self.config = directory, config
@@ -67,10 +69,7 @@ class Run:
                 f"{directory}: a run is here already; continue it with 'fastslow resume {directory}', "
                 "or choose another place with --set run.dir=..."
             )
-        _guard(lambda: directory.mkdir(parents=True, exist_ok=True), directory)
-        run = cls(directory, config)
-        run._write("config.yaml", config.dump())
-        return run
+        return cls(directory, config)
 
     @classmethod
     def open(cls, directory: str | Path) -> Run:
@@ -81,7 +80,9 @@ class Run:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the run; the lock goes with the process, however it ends."""
+        """Hold the run, its folder made if need be; the lock goes with the process, however it ends."""
+        _guard(lambda: self.dir.mkdir(parents=True, exist_ok=True), self.dir)
+        _guard(lambda: (self.dir / ".lock").touch(), self.dir)
         with (self.dir / ".lock").open("w") as handle:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -102,21 +103,25 @@ class Run:
     @property
     def summary(self) -> dict[str, Any] | None:
         """The closing summary, or None while the run is not finished."""
-        path = self.dir / "summary.json"
-        return json.loads(path.read_text()) if path.exists() else None
+        found = self._read("summary.json", json.loads)
+        return found or None
 
     def _read_lines(self, name: str) -> list[dict[str, Any]]:
+        return self._read(name, lambda text: [json.loads(line) for line in text.splitlines()]) or []
+
+    def _read(self, name: str, parse: Callable[[str], Any]) -> Any:
         path = self.dir / name
-        if not path.exists():
-            return []
-        return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
+        try:
+            return parse(path.read_text()) if path.exists() else None
+        except (OSError, ValueError) as error:
+            raise RunError(f"{path}: damaged ({error})") from None
 
     # -- what the loop writes ---------------------------------------------------------------------
 
     def log(self, name: str, rows: Iterable[dict[str, Any]]) -> None:
         def append() -> None:
             with (self.dir / name).open("a", encoding="utf-8") as handle:
-                handle.writelines(json.dumps(row) + "\n" for row in rows)
+                handle.writelines(json.dumps(_finite(row)) + "\n" for row in rows)
 
         _guard(append, self.dir / name)
 
@@ -133,6 +138,10 @@ class Run:
         self._write(
             f"rollouts/step-{step:06d}.jsonl", "".join(json.dumps(row) + "\n" for row in rows)
         )
+
+    def begin(self) -> None:
+        """Write down the configuration: from here on there is a run to resume."""
+        self._write("config.yaml", self.config.dump())
 
     def finish(self, summary: dict[str, Any]) -> None:
         self._write("summary.json", json.dumps(summary, indent=2) + "\n")
@@ -235,6 +244,13 @@ def _read_checkpoint(checkpoint: Path) -> tuple[State, dict[str, int]]:
         raise RunError(f"{checkpoint / 'state.json'}: damaged checkpoint ({error})") from None
 
 
+def _finite(value: Any) -> Any:
+    """`value` with null in the place of NaN and infinity, which JSON does not have."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def _sync(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
@@ -243,11 +259,11 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
-def _guard(action: Any, path: Path) -> None:
+def _guard(action: Callable[[], Any], path: Path) -> None:
     try:
         action()
     except OSError as error:
-        raise RunError(
-            f"{error.filename or path}: {error.strerror or error}; free some space, "
-            "then continue with 'fastslow resume'"
-        ) from None
+        message = f"{error.filename or path}: {error.strerror or error}"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, None):
+            message += "; if the disk is full make room, then continue with 'fastslow resume'"
+        raise RunError(message) from None

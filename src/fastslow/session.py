@@ -16,7 +16,7 @@ from fastslow.fast.reflect import Reflector
 from fastslow.reuse import ReuseCache
 from fastslow.run import Run, State
 from fastslow.stream import ProblemStream
-from fastslow.tasks.base import Task
+from fastslow.tasks.base import Task, problems_of
 
 Row = dict[str, Any]
 
@@ -47,11 +47,9 @@ class Session:
         self.seed = self.config.run.seed
         self.seed_prompt = make_prompt(self.config.task.seed_prompt or task.seed_prompt)
         self.stream = ProblemStream(
-            task.problems("train"), self.seed, self.config.slow.no_positive_resampling
+            problems_of(task, "train"), self.seed, self.config.slow.no_positive_resampling
         )
-        self.test = list(task.problems("test"))[: self.config.eval.problems]
-        if not self.test:
-            raise ConfigError("task: its test split holds no problem; at least one is needed")
+        self.test = problems_of(task, "test")[: self.config.eval.problems]
         sampling, measured = self.config.sampling, self.config.eval
         self.params = SamplingParams(sampling.temperature, sampling.top_p, sampling.max_tokens)
         self.eval_params = SamplingParams(measured.temperature, measured.top_p, sampling.max_tokens)
@@ -92,8 +90,10 @@ class Session:
     def end_of_step(self, row: Row) -> None:
         """Log the step and, when one is due, write a checkpoint."""
         self.log(row)
-        every = self.config.run.checkpoint_every or self.config.loop.cycle
-        if self.state.step % every == 0 or self.finished():
+        step, cycle = self.state.step, self.config.loop.cycle
+        every = self.config.run.checkpoint_every or cycle
+        # A cycle's end is always a safe point: the next fast phase may find its reflector down.
+        if step % every == 0 or step % cycle == 0 or self.finished():
             self.state.stream = self.stream.state()
             self.state.cache = self.cache.rollouts()
             self.run.save(self.state, self.engine)

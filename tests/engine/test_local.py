@@ -1,5 +1,6 @@
 """The local engine against plain transformers, autograd and AdamW written out."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -246,6 +247,66 @@ def test_bad_models_are_named(tiny: Path, tmp_path: Path):
             (bare / path.name).write_bytes(path.read_bytes())
     with pytest.raises(ModelError, match="no chat template"):
         make_engine(Config.parse({"model": {"name": str(bare)}}))
+
+
+def test_damaged_models_are_named(tiny: Path, tmp_path: Path):
+    from safetensors.torch import load_file, save_file
+
+    def copy(name: str) -> Path:
+        return Path(shutil.copytree(tiny, tmp_path / name))
+
+    cut = copy("cut")
+    (cut / "model.safetensors").write_bytes((tiny / "model.safetensors").read_bytes()[:999])
+    lacking = copy("lacking")
+    weights = load_file(tiny / "model.safetensors")
+    weights.pop("model.layers.1.mlp.up_proj.weight")
+    save_file(weights, lacking / "model.safetensors", {"format": "pt"})
+    odd = copy("odd")
+    (odd / "chat_template.jinja").write_text("{% for %}")
+    wide = copy("wide")
+    text = (wide / "config.json").read_text()
+    (wide / "config.json").write_text(
+        text.replace('"intermediate_size": 96', '"intermediate_size": 80')
+    )
+    for path, said in [
+        (cut, "model.name"),
+        (lacking, "1 weights are missing, model.layers.1.mlp.up_proj"),
+        (odd, "chat template fails"),
+        (wide, "model.name"),
+    ]:
+        with pytest.raises(ModelError, match=said):
+            make_engine(Config.parse({"model": {"name": str(path)}}))
+
+
+def test_layers_that_see_a_window_are_refused(tiny: Path, tmp_path: Path):
+    """Windows count cache slots, padding included: shared prefills would be silently wrong."""
+    from transformers import MistralConfig, MistralForCausalLM
+
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "sliding_window": 16}
+    shutil.copytree(tiny, tmp_path / "m")
+    MistralForCausalLM(MistralConfig(vocab_size=1200, **sizes, **heads)).save_pretrained(
+        tmp_path / "m"
+    )
+    with pytest.raises(ModelError, match="full attention in every layer"):
+        make_engine(Config.parse({"model": {"name": str(tmp_path / "m")}}))
+
+
+def test_weights_that_diverged_are_said_so(engine: LocalEngine):
+    lost = Datum([1, 2], [3, 4], [-1.0, -1.0], [0.5, 0.5], float("inf"))
+    result = engine.update([lost])
+    assert not result.applied  # no step is taken on a gradient that is not finite
+    assert engine.sample([[1, 2]], [1], FREE, seed=0)
+    with torch.no_grad():
+        engine.policy.get_input_embeddings().weight.fill_(float("nan"))
+    with pytest.raises(ModelError, match="not finite after 1 updates.*lower slow.lr"):
+        engine.sample([[1, 2]], [1], FREE, seed=0)
+
+
+def test_unknown_devices_are_named(tiny: Path):
+    for device in ("foo", "cuda:99"):
+        with pytest.raises(ConfigError, match=f"model.device = '{device}'"):
+            make_engine(Config.parse({"model": {"name": str(tiny), "device": device}}))
 
 
 def test_stop_strings_must_be_tokens(tiny: Path):

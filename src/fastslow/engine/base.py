@@ -47,7 +47,10 @@ class Datum:
 
 @dataclass(slots=True)
 class UpdateResult:
-    """What one optimizer step saw. `logprobs` are the policy's before the step, a list per datum."""
+    """What one optimizer step saw. `logprobs` are the policy's before the step, a list per datum.
+
+    `applied` is False where the gradient was not finite and the weights were left as they were.
+    """
 
     loss: float
     grad_norm: float
@@ -55,6 +58,7 @@ class UpdateResult:
     kl: float
     entropy: float
     logprobs: list[list[float]] = field(default_factory=list)
+    applied: bool = True
 
 
 class Engine(Protocol):

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from jinja2 import TemplateError
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, Cache, DynamicCache
 
@@ -32,10 +33,7 @@ class LocalEngine:
     def __init__(self, config: Config) -> None:
         self.slow, self.settings = config.slow, config.engine
         self.temperature = config.sampling.temperature
-        name = config.model.device
-        self.device = torch.device(
-            ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
-        )
+        self.device = _device(config.model.device)
         self.dtype = getattr(torch, config.model.dtype)
         self.source = pocket.path() if config.model.name == "pocket" else config.model.name
         self.tokenizer = _load_tokenizer(self.source)
@@ -48,13 +46,33 @@ class LocalEngine:
         if self.pad is None:
             self.pad = self.tokenizer.eos_token_id
         self.stops = self._stop_tokens(config.sampling.stop)
+        try:
+            self.render("Be brief.", "Hello.")
+        except TemplateError as error:
+            raise ModelError(
+                f"model.name = {str(self.source)!r}: its chat template fails ({_first_line(error)})"
+            ) from None
         self._optimizer = _Optimizer(list(self.policy.parameters()), config.slow)
 
     def _load_model(self, source: str | Path) -> Any:
         try:
-            model: Any = AutoModelForCausalLM.from_pretrained(source, dtype=self.dtype)
-        except (OSError, ValueError, KeyError) as error:
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                source, dtype=self.dtype, output_loading_info=True
+            )
+        except Exception as error:  # damaged files raise whatever their parsers raise
             raise ModelError(f"model.name = {str(source)!r}: {_first_line(error)}") from None
+        model, found = loaded
+        missing = sorted(found["missing_keys"])
+        if missing:
+            raise ModelError(
+                f"model.name = {str(source)!r}: {len(missing)} weights are missing, {missing[0]} first"
+            )
+        odd = {type(layer).__name__ for layer in DynamicCache(config=model.config).layers}
+        if odd - {"DynamicLayer"}:
+            raise ModelError(
+                f"model.name = {str(source)!r}: its layers keep {', '.join(sorted(odd))}; the local engine "
+                "takes models with full attention in every layer (Qwen3, Llama and the like)"
+            )
         model.to(self.device).eval()  # no dropout: sampling and training must agree
         if self.slow.fp32_logits and self.dtype != torch.float32:
             _fp32_head(model.get_output_embeddings())
@@ -154,6 +172,11 @@ class LocalEngine:
         mask_RS = mask_CX[parent_R]
         place_R = mask_RS.sum(-1)
         logits_RV = logits_CV[parent_R]
+        if not bool(logits_CV.isfinite().all()):
+            raise ModelError(
+                f"the policy's logits are not finite after {self.version} updates: training diverged; "
+                "lower slow.lr or slow.clip"
+            )
         steps = min(params.max_tokens, self.context_length - max(map(len, contexts)))
         stops = torch.tensor(self.stops, device=self.device)
         live_R = torch.arange(
@@ -226,6 +249,7 @@ class LocalEngine:
             result.entropy += float((entropy_RT * weights_RT).sum()) / total
             _scatter(result.logprobs, packed, logprobs_RT)
         result.grad_norm, result.lr = self._optimizer.step(self.version)
+        result.applied = math.isfinite(result.grad_norm)
         self.version += 1
         return result
 
@@ -239,12 +263,13 @@ class LocalEngine:
     # -- disk -----------------------------------------------------------------------------------
 
     def save(self, directory: Path) -> None:
-        self.policy.save_pretrained(directory / "model")
-        self.tokenizer.save_pretrained(directory / "model")
-        torch.save(
-            {"version": self.version, "optimizer": self._optimizer.state()},
-            directory / "optimizer.pt",
-        )
+        state = {"version": self.version, "optimizer": self._optimizer.state()}
+        try:
+            self.policy.save_pretrained(directory / "model")
+            self.tokenizer.save_pretrained(directory / "model")
+            torch.save(state, directory / "optimizer.pt")
+        except (SafetensorError, RuntimeError) as error:  # how these libraries tell of a full disk
+            raise OSError(f"{_first_line(error)}") from error
 
     def load(self, directory: Path) -> None:
         try:
@@ -386,6 +411,15 @@ def _draw(
     return token_R, logprobs_RV.gather(-1, token_R[:, None]).squeeze(-1)
 
 
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"model.device = {name!r}: {_first_line(error)}") from None
+
+
 def _fp32_head(head: Any) -> None:
     """Compute the output layer in FP32 (ScaleRL: half-precision logits set sampler and trainer apart)."""
     head.forward = lambda hidden: F.linear(hidden.float(), head.weight.float(), head.bias)
@@ -394,7 +428,7 @@ def _fp32_head(head: Any) -> None:
 def _load_tokenizer(source: str | Path) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # damaged files raise whatever their parsers raise
         raise ModelError(f"model.name = {str(source)!r}: {_first_line(error)}") from None
     if not tokenizer.chat_template:
         raise ModelError(

@@ -26,6 +26,7 @@ from fastslow.imports import import_object
 from fastslow.rollout import sentences
 
 THOUGHT = re.compile(r".*</think>|<think>.*", re.DOTALL)  # what precedes the answer, or never ended
+OPENINGS = ("Remember:", "Important:", "Note:")
 REFUSAL = re.compile(
     r"^\W*(i['’]?m sorry|i am sorry|sorry|i can(?:not|['’]t)|i am unable|i['’]?m unable|as an ai\b)",
     re.IGNORECASE,
@@ -88,12 +89,15 @@ class Offline:
 
     def _edit(self, job: Job, rng: random.Random) -> str:
         text = sentences(job.prompt)
+        known = {sentence.partition(": ")[2].lower() for sentence in text} | {
+            s.lower() for s in text
+        }
         heard = Counter(
             sentence
             for example in job.examples
             if example.reward < 1
             for sentence in set(sentences(example.feedback))
-            if sentence not in text
+            if sentence.lower() not in known
         )
         if len(job.examples) > 1:
             heard = Counter({sentence: count for sentence, count in heard.items() if count > 1})
@@ -128,13 +132,12 @@ class Offline:
             return
         place = rng.randrange(1, len(text))
         words = text[place]
-        openings = ("Remember:", "Important:", "Note:")
-        for opening in openings:
+        for opening in OPENINGS:
             if words.startswith(opening + " "):
                 rest = words[len(opening) + 1 :]
                 text[place] = rest[0].upper() + rest[1:]
                 return
-        text[place] = f"{rng.choice(openings)} {words[0].lower()}{words[1:]}"
+        text[place] = f"{rng.choice(OPENINGS)} {words[0].lower()}{words[1:]}"
 
 
 # -- language models --------------------------------------------------------------------------------

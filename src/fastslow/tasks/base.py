@@ -41,8 +41,27 @@ def judge(task: Task, problem: Problem, response: str) -> Score:
         raise TaskError(
             f"{place}: score raised {type(error).__name__}: {error} on the response {response[:80]!r}"
         ) from error
-    if not isinstance(score, Score) or not math.isfinite(score.reward):
-        raise TaskError(
-            f"{place}: score returned {score!r}, expected Score(finite reward, feedback)"
-        )
-    return score
+    try:
+        reward = float(score.reward)
+        if math.isfinite(reward) and isinstance(score.feedback, str):
+            return Score(reward, score.feedback)
+    except (AttributeError, TypeError, ValueError):
+        pass
+    raise TaskError(
+        f"{place}: score returned {score!r}, expected Score(finite reward, text feedback)"
+    )
+
+
+def problems_of(task: Task, split: Split) -> list[Problem]:
+    """`task.problems`, held to its promise; raises TaskError where it breaks it."""
+    place = f"task {task.name or type(task).__name__!r}, problems({split!r})"
+    try:
+        problems = list(task.problems(split))
+    except Exception as error:  # the user's code
+        raise TaskError(f"{place} raised {type(error).__name__}: {error}") from error
+    odd = next((problem for problem in problems if not isinstance(problem, Problem)), None)
+    if odd is not None:
+        raise TaskError(f"{place} holds {odd!r}, expected Problem(id, prompt, answer)")
+    if not problems:
+        raise TaskError(f"{place} holds no problem; at least one is needed")
+    return problems
