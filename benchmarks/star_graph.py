@@ -4,7 +4,7 @@
 
 Each run is one `fastslow train` on one thread; as many run side by side as there are cores. Runs that
 are finished are kept, runs that were cut are resumed. Prints markdown: rollouts (GEPA's included) and
-KL to the base at the first held-out evaluation (every 3 steps, 60 problems, 4 responses each) that
+KL to the base at the first held-out evaluation (every 4 steps, 60 problems, 2 responses each) that
 reaches a reward level, then the end of each run. All arms share base, data order and evaluation.
 """
 
@@ -45,8 +45,9 @@ def train(
             "run.rollouts": "false",
             "loop.rollouts": rollouts,
             "loop.steps": 2 * rollouts // BATCH,
-            "eval.every": 3,
+            "eval.every": 4,
             "eval.problems": 60,
+            "eval.n": 2,
         }.items():
             command += ["--set", f"{key}={value}"]
         command += [part for text in extra for part in ("--set", text)]
