@@ -16,13 +16,16 @@ import torch.nn.functional as F
 from jinja2 import TemplateError
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, Cache, DynamicCache
+from transformers import AutoModelForCausalLM
 
 from fastslow import pocket
 from fastslow.config import Config
 from fastslow.engine.base import Datum, Sample, SamplingParams, UpdateResult, Which
-from fastslow.engine.batching import Packed, Sequences, Stage, pack, stage_contexts
+from fastslow.engine.batching import Packed, Sequences, pack, stage_contexts
 from fastslow.engine.cache import sampling_cache
+from fastslow.engine.forward import draw, prefill, score
+from fastslow.engine.loading import find_device, first_line, load_model, load_tokenizer
+from fastslow.engine.optimizer import Optimizer
 from fastslow.errors import ConfigError, ModelError, RunError
 from fastslow.slow import loss as losses
 
@@ -33,11 +36,11 @@ class LocalEngine:
     def __init__(self, config: Config) -> None:
         self.slow, self.settings = config.slow, config.engine
         self.temperature = config.sampling.temperature
-        self.device = _device(config.model.device)
-        self.dtype = getattr(torch, config.model.dtype)
+        self.device = find_device(config.model.device)
+        self.model_config = config.model
         self.source = pocket.path() if config.model.name == "pocket" else config.model.name
-        self.tokenizer = _load_tokenizer(self.source)
-        self.policy = self._load_model(self.source)
+        self.tokenizer = load_tokenizer(self.source)
+        self.policy = self._load()
         self._base: Any = None
         self.version = 0
         text_config = self.policy.config.get_text_config()
@@ -50,39 +53,18 @@ class LocalEngine:
             self.render("Be brief.", "Hello.")
         except TemplateError as error:
             raise ModelError(
-                f"model.name = {str(self.source)!r}: its chat template fails ({_first_line(error)})"
+                f"model.name = {str(self.source)!r}: its chat template fails ({first_line(error)})"
             ) from None
-        self._optimizer = _Optimizer(list(self.policy.parameters()), config.slow)
+        self._optimizer = Optimizer(list(self.policy.parameters()), config.slow)
 
-    def _load_model(self, source: str | Path) -> Any:
-        try:
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                source, dtype=self.dtype, output_loading_info=True
-            )
-        except Exception as error:  # damaged files raise whatever their parsers raise
-            raise ModelError(f"model.name = {str(source)!r}: {_first_line(error)}") from None
-        model, found = loaded
-        missing = sorted(found["missing_keys"])
-        if missing:
-            raise ModelError(
-                f"model.name = {str(source)!r}: {len(missing)} weights are missing, {missing[0]} first"
-            )
-        odd = {type(layer).__name__ for layer in DynamicCache(config=model.config).layers}
-        if odd - {"DynamicLayer"}:
-            raise ModelError(
-                f"model.name = {str(source)!r}: its layers keep {', '.join(sorted(odd))}; the local engine "
-                "takes models with full attention in every layer (Qwen3, Llama and the like)"
-            )
-        model.to(self.device).eval()  # no dropout: sampling and training must agree
-        if self.slow.fp32_logits and self.dtype != torch.float32:
-            _fp32_head(model.get_output_embeddings())
-        return model
+    def _load(self) -> Any:
+        return load_model(self.source, self.model_config, self.device, self.slow.fp32_logits)
 
     @property
     def base(self) -> Any:
         """The frozen reference: the weights the run began with. Loaded when first asked for."""
         if self._base is None:
-            self._base = self._load_model(self.source).requires_grad_(False)
+            self._base = self._load().requires_grad_(False)
         return self._base
 
     def _stop_tokens(self, words: Sequence[str]) -> list[int]:
@@ -166,7 +148,7 @@ class LocalEngine:
         """Prefill each context once, then decode all rows in step, dropping rows that have ended."""
         cache = sampling_cache(model.config)
         stages = stage_contexts(contexts, self.pad, self.device)
-        logits_CV, mask_CX = _prefill(model, stages, cache)
+        logits_CV, mask_CX = prefill(model, stages, cache)
         parent_R = torch.tensor(parents, device=self.device)
         cache.batch_select_indices(parent_R)
         mask_RS = mask_CX[parent_R]
@@ -187,7 +169,7 @@ class LocalEngine:
         length_R = torch.full((len(parents),), steps, device=self.device)
         ended_R = torch.zeros(len(parents), dtype=torch.bool, device=self.device)
         for t in range(steps):
-            token_R, logprob_R = _draw(logits_RV, params, generator)
+            token_R, logprob_R = draw(logits_RV, params, generator)
             tokens_RT[live_R, t], logprobs_RT[live_R, t] = token_R, logprob_R
             done_R = torch.isin(token_R, stops) & ~ended_R[live_R]
             length_R[live_R[done_R]] = t + 1
@@ -223,7 +205,7 @@ class LocalEngine:
         model = self.policy if which == "policy" else self.base
         results: list[list[float]] = [[] for _ in sequences]
         for packed in pack(sequences, self.settings.token_budget, self.pad, self.device):
-            _scatter(results, packed, _score(model, packed, temperature)[0])
+            _scatter(results, packed, score(model, packed, temperature)[0])
         return results
 
     def update(self, data: Sequence[Datum]) -> UpdateResult:
@@ -235,11 +217,11 @@ class LocalEngine:
         for packed in pack(sequences, self.settings.token_budget, self.pad, self.device):
             weights_RT = packed.pad([datum.weights for datum in data])
             behaviour_RT = packed.pad([datum.logprobs for datum in data])
-            logprobs_RT, entropy_RT = _score(self.policy, packed, self.temperature)
+            logprobs_RT, entropy_RT = score(self.policy, packed, self.temperature)
             loss_RT = self._loss(logprobs_RT, behaviour_RT, advantages[packed.rows])
             if self.slow.kl:
                 with torch.no_grad():
-                    base_RT, _ = _score(self.base, packed, self.temperature)
+                    base_RT, _ = score(self.base, packed, self.temperature)
                 kl_RT = losses.kl_k3(logprobs_RT, base_RT)
                 loss_RT = loss_RT + self.slow.kl * kl_RT
                 result.kl += float((kl_RT.detach() * weights_RT).sum()) / total
@@ -269,175 +251,22 @@ class LocalEngine:
             self.tokenizer.save_pretrained(directory / "model")
             torch.save(state, directory / "optimizer.pt")
         except (SafetensorError, RuntimeError) as error:  # how these libraries tell of a full disk
-            raise OSError(f"{_first_line(error)}") from error
+            raise OSError(f"{first_line(error)}") from error
 
     def load(self, directory: Path) -> None:
         try:
             state = torch.load(directory / "optimizer.pt", weights_only=True)
-            loaded = AutoModelForCausalLM.from_pretrained(directory / "model", dtype=self.dtype)
+            loaded = AutoModelForCausalLM.from_pretrained(
+                directory / "model", dtype=self.policy.dtype
+            )
             self.policy.load_state_dict(loaded.state_dict())
             self.version = state["version"]
             self._optimizer.restore(state["optimizer"])
         except Exception as error:  # whatever a damaged file makes PyTorch, pickle or JSON say
-            raise RunError(f"{directory}: damaged checkpoint ({_first_line(error)})") from None
-
-
-class _Optimizer:
-    """AdamW with linear warm-up and clipping; half-precision weights learn through FP32 masters."""
-
-    def __init__(self, parameters: list[Tensor], slow: Any) -> None:
-        self.slow = slow
-        self.parameters = parameters
-        self.masters = [p if p.dtype == torch.float32 else p.detach().float() for p in parameters]
-        self.adam = torch.optim.AdamW(
-            self.masters, lr=slow.lr, betas=tuple(slow.betas), weight_decay=slow.weight_decay
-        )
-
-    def step(self, version: int) -> tuple[float, float]:
-        """Apply and clear the gradients; returns their norm before clipping and the rate used."""
-        lr = self.slow.lr * min(1.0, (version + 1) / max(1, self.slow.warmup))
-        for group in self.adam.param_groups:
-            group["lr"] = lr
-        for master, parameter in zip(self.masters, self.parameters, strict=True):
-            if master is not parameter and parameter.grad is not None:
-                master.grad = parameter.grad.float()
-                parameter.grad = None
-        norm = torch.nn.utils.clip_grad_norm_(self.masters, self.slow.clip)
-        if math.isfinite(norm):  # one overflowing batch must not destroy the weights
-            self.adam.step()
-        self.adam.zero_grad(set_to_none=True)
-        with torch.no_grad():
-            for master, parameter in zip(self.masters, self.parameters, strict=True):
-                if master is not parameter:
-                    parameter.copy_(master)
-        return float(norm), lr
-
-    def state(self) -> dict[str, Any]:
-        masters = [m for m, p in zip(self.masters, self.parameters, strict=True) if m is not p]
-        return {"adam": self.adam.state_dict(), "masters": masters}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        self.adam.load_state_dict(state["adam"])
-        own = [m for m, p in zip(self.masters, self.parameters, strict=True) if m is not p]
-        for mine, saved in zip(own, state["masters"], strict=True):
-            mine.copy_(saved)
-
-
-def _prefill(model: Any, stages: list[Stage], cache: Cache) -> tuple[Tensor, Tensor]:
-    """Forward what is shared once, into `cache`: last logits [C, V] and mask of every context."""
-    mask_NX: Tensor | None = None
-    for stage in stages:
-        mask_NL = stage.mask_NL
-        place_NL = (mask_NL.cumsum(-1) - 1).clamp(min=0)
-        if stage.parent_N is not None and mask_NX is not None:
-            cache.batch_select_indices(stage.parent_N)
-            before_NX = mask_NX[stage.parent_N]
-            mask_NL = torch.cat([before_NX, mask_NL], dim=1)
-            place_NL = place_NL + before_NX.sum(-1, keepdim=True)
-        out = model(
-            input_ids=stage.tokens_NL,
-            attention_mask=mask_NL,
-            position_ids=place_NL,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        mask_NX = mask_NL
-    assert mask_NX is not None
-    return out.logits[:, -1], mask_NX
-
-
-def _score(model: Any, packed: Packed, temperature: float) -> tuple[Tensor, Tensor]:
-    """Log-probability and entropy [R, T] of the response tokens, each shared part forwarded once.
-
-    The first token is scored by its context's last logits, the others by the response's own.
-    """
-    cache = DynamicCache(config=model.config)
-    logits_CV, mask_CX = _prefill(model, packed.stages, cache)
-    parts = [_read(logits_CV[packed.parent_R, None], packed.tokens_RT[:, :1], temperature)]
-    length = packed.tokens_RT.shape[1]
-    if length > 1:
-        cache.batch_select_indices(packed.parent_R)
-        mask_RX = mask_CX[packed.parent_R]
-        place_RT = mask_RX.sum(-1, keepdim=True) + torch.arange(length - 1, device=mask_RX.device)
-        rest = model(
-            input_ids=packed.tokens_RT[:, :-1],
-            attention_mask=torch.cat([mask_RX, packed.token_mask_RT[:, :-1]], dim=1),
-            position_ids=place_RT,
-            past_key_values=cache,
-            use_cache=True,
-        )
-        parts.append(_read(rest.logits, packed.tokens_RT[:, 1:], temperature))
-    logprobs, entropies = zip(*parts, strict=True)
-    return torch.cat(logprobs, dim=1), torch.cat(entropies, dim=1)
-
-
-def _read(logits_RTV: Tensor, tokens_RT: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Tempered FP32 log-probability of the tokens, and entropy (without gradient)."""
-    logits_RTV = logits_RTV.float()
-    if temperature != 1:
-        logits_RTV = logits_RTV / temperature
-    logprobs_RTV = logits_RTV.log_softmax(-1)
-    with torch.no_grad():
-        entropy_RT = -(logprobs_RTV.exp() * logprobs_RTV).sum(-1)
-    return logprobs_RTV.gather(-1, tokens_RT[..., None]).squeeze(-1), entropy_RT
+            raise RunError(f"{directory}: damaged checkpoint ({first_line(error)})") from None
 
 
 def _scatter(results: list[list[float]], packed: Packed, values_RT: Tensor) -> None:
     lengths = packed.token_mask_RT.sum(-1).tolist()
     for row, n, values in zip(packed.rows, lengths, values_RT.tolist(), strict=True):
         results[row] = values[:n]
-
-
-def _draw(
-    logits_RV: Tensor, params: SamplingParams, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """One token per row and its log-probability before top-p truncation."""
-    logprobs_RV = (logits_RV.float() / params.temperature).log_softmax(-1)
-    probs_RV = logprobs_RV.exp()
-    if params.top_p < 1:
-        sorted_RV, order_RV = probs_RV.sort(-1, descending=True)
-        drop_RV = sorted_RV.cumsum(-1) - sorted_RV >= params.top_p  # the mass before this token
-        probs_RV = probs_RV.masked_fill(
-            torch.zeros_like(drop_RV).scatter(-1, order_RV, drop_RV), 0.0
-        )
-    # The inverse of the cumulative distribution, in FP64: a vocabulary is long and its tail thin.
-    reach_RV = probs_RV.double().cumsum(-1)
-    mass_R1 = reach_RV[:, -1:]
-    mark_R1 = mass_R1 * torch.rand(
-        mass_R1.shape, generator=generator, device=mass_R1.device, dtype=torch.float64
-    )
-    token_R = torch.searchsorted(reach_RV, mark_R1, right=True).squeeze(-1)
-    return token_R, logprobs_RV.gather(-1, token_R[:, None]).squeeze(-1)
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"model.device = {name!r}: {_first_line(error)}") from None
-
-
-def _fp32_head(head: Any) -> None:
-    """Compute the output layer in FP32 (ScaleRL: half-precision logits set sampler and trainer apart)."""
-    head.forward = lambda hidden: F.linear(hidden.float(), head.weight.float(), head.bias)
-
-
-def _load_tokenizer(source: str | Path) -> Any:
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
-    except Exception as error:  # damaged files raise whatever their parsers raise
-        raise ModelError(f"model.name = {str(source)!r}: {_first_line(error)}") from None
-    if not tokenizer.chat_template:
-        raise ModelError(
-            f"model.name = {str(source)!r}: the tokenizer has no chat template; use an instruction-tuned "
-            "model or put a chat_template.jinja beside its tokenizer"
-        )
-    return tokenizer
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
