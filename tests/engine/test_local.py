@@ -1,5 +1,6 @@
 """The local engine against plain transformers, autograd and AdamW written out."""
 
+import random
 import shutil
 from pathlib import Path
 
@@ -142,6 +143,24 @@ def test_shared_stems_are_forwarded_once_and_change_nothing(engine: LocalEngine,
         for sample in row:
             expected = oracle(plain, context, sample.tokens)
             assert torch.tensor(sample.logprobs).sub(expected).abs().max() < 1e-5
+
+
+def test_random_batches_equal_the_plain_pass(engine: LocalEngine, plain):
+    """Contexts of all lengths, alike to all degrees, one response token or many."""
+    rng = random.Random(0)
+    stems = [
+        [rng.randrange(5, 500) for _ in range(rng.choice((1, 12, 13, 30, 60)))] for _ in range(5)
+    ]
+    for _ in range(15):
+        pairs = []
+        for _ in range(rng.randrange(1, 12)):
+            context = [*rng.choice(stems), *rng.choice(stems)[: rng.randrange(20)]]
+            for _ in range(rng.randrange(1, 4)):
+                pairs.append((context, [rng.randrange(5, 500) for _ in range(rng.randrange(1, 9))]))
+        rng.shuffle(pairs)
+        engine.settings.token_budget = rng.choice((50, 300, 10_000))
+        for (context, tokens), values in zip(pairs, engine.logprobs(pairs, "policy"), strict=True):
+            assert torch.tensor(values).sub(oracle(plain, context, tokens)).abs().max() < 2e-5
 
 
 @pytest.mark.parametrize("staged", [False, True])
