@@ -104,7 +104,8 @@ def report(setting: str, runs: dict[str, list[Run]]) -> None:
     levels: list[tuple[str, float]] = [(f"{level}", level) for level in LEVELS]
     if "rl" in runs:
         peak = fmean(max(y for _, y, _ in points) for points in curves["rl"])
-        levels.append((f"RL's mean peak ({peak:.3f})", peak))
+        if peak > 0.1:  # RL that never left zero has no peak to reach
+            levels.append((f"RL's mean peak ({peak:.3f})", peak))
     for name, level in levels:
         found = {m: [crossing(points, level) for points in curves[m]] for m in runs}
         row(f"rollouts to {name}", lambda m, f=found: span([c and c[0] for c in f[m]], ",.0f"))
