@@ -8,9 +8,11 @@ from fastslow.config import TaskConfig
 from fastslow.errors import ConfigError
 from fastslow.imports import import_object
 from fastslow.tasks.base import Task
+from fastslow.tasks.reasoning_gym import ReasoningGym
+from fastslow.tasks.rows import Rows
 from fastslow.tasks.star_graph import StarGraph
 
-TASKS: dict[str, type[Task]] = {task.name: task for task in (StarGraph,)}
+TASKS: dict[str, type[Task]] = {task.name: task for task in (StarGraph, ReasoningGym, Rows)}
 
 
 def make_task(config: TaskConfig) -> Task:
