@@ -85,7 +85,7 @@ class Display:
             self.kls.append(row["kl"])
         self.evaluation = row.get("eval", self.evaluation)
         if self.live is None and "eval" in row:
-            self.console.print(self._line(row))
+            self.console.print(self._line(row), soft_wrap=True)
 
     def _state(self, state: State) -> None:
         loop = self.config.loop
