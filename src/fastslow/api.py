@@ -118,7 +118,11 @@ def _train(
 
 
 def summarise(run: Run, state: State) -> dict[str, Any]:
-    """The closing figures of a run; rewards and drift are those of its last evaluation."""
+    """The closing figures of a run; rewards and drift are those of its last evaluation.
+
+    `seconds` are those of the phases that the run kept; loading, checkpoints and work that a kill undid
+    do not count. `rollouts.rl` were generated for RL, `reused` came from GEPA's and count there.
+    """
     rows = run.metrics
     last = next(row["eval"] for row in reversed(rows) if "eval" in row)
     return {

@@ -60,7 +60,7 @@ class TaskConfig(Section):
 class EngineConfig(Section):
     kind: Literal["local"] = "local"
     token_budget: int = Field(32_768, ge=1)  # padded tokens in one training micro-batch
-    rows: int = Field(512, ge=1)  # sequences sampled side by side
+    rows: int = Field(512, ge=1)  # sequences sampled side by side (one context's all together)
 
 
 class SamplingConfig(Section):
