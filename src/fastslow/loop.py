@@ -173,6 +173,11 @@ def learn(session: Session, problems: Sequence[Problem]) -> Row:
             for key in ("loss", "grad_norm", "lr", "kl", "entropy", "applied")
         }
         row["ratio"] = ratio_stats(batch.rollouts, update.logprobs, config.slow.tau)
+    else:  # nothing to learn from: that sampler and trainer agree is checked on one group all the same
+        seen = groups[0].rollouts
+        sequences = [(rollout.context, rollout.tokens) for rollout in seen]
+        again = session.engine.logprobs(sequences, "policy", session.params.temperature)
+        row["ratio"] = ratio_stats(seen, again, config.slow.tau)
     return row
 
 
