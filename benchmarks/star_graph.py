@@ -119,6 +119,20 @@ def report(setting: str, runs: dict[str, list[Run]]) -> None:
         "final reward, seed prompt",
         lambda m: span([run.summary["reward"]["final_seed_prompt"] for run in runs[m]], ".3f"),
     )
+    row(
+        "final KL to base, both under the seed prompt",
+        lambda m: span([run.summary["kl_to_base_seed_prompt"] for run in runs[m]], ".4f"),
+    )
+    row("steps", lambda m: span([run.summary["steps"] for run in runs[m]], ",d"))
+    for first in range(1, 31, 6):
+        row(
+            f"training reward, steps {first}-{first + 5}",
+            lambda m, a=first: span([window(run, a) for run in runs[m]], ".3f"),
+        )
+    row(
+        "largest deviation from 1, fresh token",
+        lambda m: span([freshest(r) for r in runs[m]], ".1e"),
+    )
     row("final KL to base", lambda m: span([run.summary["kl_to_base"] for run in runs[m]], ".4f"))
     row("RL rollouts reused", lambda m: span([reuse(run) for run in runs[m]], ".0%"))
     row(
@@ -131,6 +145,19 @@ def report(setting: str, runs: dict[str, list[Run]]) -> None:
         "largest ratio of a reused token",
         lambda m: span([worst_ratio(run) for run in runs[m]], ".2f"),
     )
+
+
+def window(run: Run, first: int, length: int = 6) -> float | None:
+    """Mean training reward of some steps, None where the run did not take them all."""
+    rewards = [row["reward"] for row in run.metrics if first <= row["step"] < first + length]
+    return fmean(rewards) if len(rewards) == length else None
+
+
+def freshest(run: Run) -> float | None:
+    ratios = [
+        row["ratio"]["fresh"]["deviation"] for row in run.metrics if "fresh" in row.get("ratio", {})
+    ]
+    return max(ratios, default=None)
 
 
 def reuse(run: Run) -> float:

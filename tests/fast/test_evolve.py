@@ -10,6 +10,7 @@ from fastslow.config import FastConfig
 from fastslow.fast.evolve import FastResult, Gepa, Phase
 from fastslow.fast.population import make_prompt
 from fastslow.fast.reflect import Offline, Usage
+from fastslow.rollout import sentences
 
 ADVICE = ("Work backwards.", "Use a box.", "Omit the source.")
 SEED = make_prompt("You are helpful. Solve the task.")
@@ -169,10 +170,14 @@ def test_a_phase_is_a_function_of_its_generator():
     assert [item.prompt for item in first.scored] != [item.prompt for item in other.scored]
 
 
-def test_lineage_leads_back_to_the_seed():
-    result = evolve(cycle=4)
-    for item in result.scored:
-        assert item.prompt == SEED or item.prompt.born == 4
+def test_children_know_their_parent_and_their_cycle():
+    result = evolve(cycle=4, reflector=OneByOne())
+    ids = {item.prompt.text: item.prompt.id for item in result.scored}
+    children = [item.prompt for item in result.scored if item.prompt != SEED]
+    assert len(children) == 3
+    for child in children:  # each adds one sentence to its parent
+        assert child.parent == ids[" ".join(sentences(child.text)[:-1])]
+        assert child.born == 4
 
 
 @pytest.mark.parametrize("answer", [RuntimeError("a bug"), ["one answer too many"] * 99])
