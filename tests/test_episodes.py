@@ -139,7 +139,7 @@ def test_measures_count_the_policys_tokens_only(talkative: LocalEngine):
         gaps += [base[i] - mine[i] for i in written]
         policy += [mine[i] for i in written]
     expected = sum(math.exp(gap) - gap - 1 for gap in gaps) / len(gaps)
-    drifted = drift(talkative, task, problems, [PROMPT], 60, seed=0)
+    drifted = drift(talkative, [row[0] for row in rows])
     assert drifted.kl == pytest.approx(expected, rel=1e-3)
     assert drifted.entropy == pytest.approx(-sum(policy) / len(policy), rel=1e-3)
 

@@ -7,7 +7,7 @@ import torch
 
 from conftest import Letters, rollout
 from fastslow import ConfigError, Group, Problem
-from fastslow.collect import collect_groups, derive
+from fastslow.collect import collect_groups, derive, roll_out
 from fastslow.engine.base import SamplingParams
 from fastslow.engine.local import LocalEngine
 from fastslow.fast.population import make_prompt
@@ -136,9 +136,13 @@ def test_evaluation_is_mean_and_best_over_n(engine: LocalEngine):
 
 
 def test_drift_of_the_base_from_itself_is_zero(engine: LocalEngine):
-    found = drift(engine, Letters(), PROBLEMS, [A, B], 6, seed=0)
+    def measured():
+        rows = roll_out(engine, Letters(), [(A, p) for p in PROBLEMS], [1] * 10, PARAMS, seed=0)
+        return drift(engine, [row[0] for row in rows])
+
+    found = measured()
     assert found.kl == pytest.approx(0, abs=1e-8)
     assert 0 < found.entropy < 1.1 * math.log(engine.policy.config.vocab_size)  # an estimate
     with torch.no_grad():
         engine.policy.get_input_embeddings().weight.mul_(1.1)
-    assert drift(engine, Letters(), PROBLEMS, [A, B], 6, seed=0).kl > 1e-4
+    assert measured().kl > 1e-4

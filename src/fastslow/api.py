@@ -149,6 +149,7 @@ def summarise(run: Run, state: State) -> dict[str, Any]:
             "final_seed_prompt": last["seed"]["mean"],
             "stderr": last["population"]["stderr"],
             "parts": last["population"]["parts"],
+            "ood": {name: found["mean"] for name, found in last.get("ood", {}).items()},
         },
         "kl_to_base": last["drift_population"]["kl"],
         "kl_to_base_seed_prompt": last["drift_seed"]["kl"],

@@ -53,6 +53,15 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--dir", type=Path, help=f"default runs/{name}-CONFIG")
         sub.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs at once")
         sub.add_argument(
+            "--from",
+            action="append",
+            type=Path,
+            default=[],
+            metavar="STUDY_DIR",
+            dest="known",
+            help="a study whose finished runs are taken where their configuration is the same",
+        )
+        sub.add_argument(
             "--set", action="append", default=[], metavar="KEY.PATH=VALUE", dest="sets"
         )
         return sub
@@ -206,7 +215,7 @@ def _compare(arguments: argparse.Namespace, console: Console) -> None:
     study = compare.compare(
         config, methods, arguments.seeds, directory, arguments.rollouts, arguments.sweep
     )
-    study.run(arguments.jobs, console)
+    study.run(arguments.jobs, console, arguments.known)
     _told(directory, compare.report(study, levels))
 
 
@@ -221,7 +230,7 @@ def _continual(arguments: argparse.Namespace, console: Console) -> None:
     study = compare.compare(
         config, _methods(arguments), arguments.seeds, directory, arguments.rollouts
     )
-    study.run(arguments.jobs, console)
+    study.run(arguments.jobs, console, arguments.known)
     _told(directory, f"{continual.table(study.runs())}\n\n{compare.table(study.runs(), ())}\n")
 
 
@@ -239,6 +248,7 @@ def _plasticity(arguments: argparse.Namespace, console: Console) -> None:
         arguments.jobs,
         console,
         arguments.rollouts,
+        arguments.known,
     )
     _told(directory, text, "phase-1", "phase-2")
 
@@ -250,7 +260,7 @@ def _ablate(arguments: argparse.Namespace, console: Console) -> None:
     config, directory = _study(arguments, "ablate")
     changes = arguments.over or USUAL
     study = ablate(config, changes, arguments.seeds, directory, arguments.rollouts)
-    study.run(arguments.jobs, console)
+    study.run(arguments.jobs, console, arguments.known)
     _told(directory, compare.report(study))
 
 

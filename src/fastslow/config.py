@@ -165,11 +165,21 @@ class ReuseConfig(Section):
 
 
 class EvalConfig(Section):
-    every: int = Field(10, ge=1)  # steps
+    every: int = Field(20, ge=1)  # steps
     problems: int | None = Field(None, ge=1)  # the first so many test problems; None: all
     n: int = Field(4, ge=1)
     temperature: float = Field(0.6, gt=0)
     top_p: float = Field(0.95, gt=0, le=1)
+    # Tasks that are not trained on, measured at the start and the end under their own seed prompts.
+    ood: list[TaskConfig] = Field(default_factory=list)
+
+    @model_validator(mode="after")
+    def _told_apart(self) -> EvalConfig:
+        names = [task.name for task in self.ood]
+        if len({*names}) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise ValueError(f"ood holds {twice!r} twice; each task may stand there once")
+        return self
 
 
 class Config(Section):

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any, Protocol
 
 from fastslow.collect import derive
-from fastslow.config import Config
+from fastslow.config import Config, TaskConfig
 from fastslow.engine.base import Engine, SamplingParams
 from fastslow.errors import ConfigError
 from fastslow.fast.evolve import FastResult, PromptOptimizer
 from fastslow.fast.population import make_prompt
 from fastslow.fast.reflect import Reflector
-from fastslow.measure.evaluate import drift, evaluate
+from fastslow.measure.evaluate import drift, evaluate, graded, respond
 from fastslow.methods import METHODS
 from fastslow.reuse import ReuseCache
-from fastslow.rollout import Prompt
+from fastslow.rollout import Problem, Prompt, Rollout
 from fastslow.run import Run, State
 from fastslow.stream import ProblemStream
+from fastslow.tasks import make_task
 from fastslow.tasks.base import Task, first_of_each_part, problems_of
 from fastslow.track import Nobody, Tracker, make_tracker
 
@@ -57,6 +58,7 @@ class Session:
             task, problems_of(task, "train"), self.seed, self.config.slow.no_positive_resampling
         )
         self.test = first_of_each_part(task, self.config.eval.problems)
+        self.ood = {other.name: self._elsewhere(other) for other in self.config.eval.ood}
         self._check_stages()
         sampling, measured = self.config.sampling, self.config.eval
         self.params = SamplingParams(sampling.temperature, sampling.top_p, sampling.max_tokens)
@@ -73,6 +75,12 @@ class Session:
         self.cache = ReuseCache()
         self.state = State([self.seed_prompt])
         self.tracker: Tracker = Nobody()  # until it is known where the run stands
+
+    def _elsewhere(self, config: TaskConfig) -> tuple[Task, list[Problem], Prompt]:
+        """A task that is not trained on, its test problems and the prompt it is asked under."""
+        task = make_task(config)
+        prompt = make_prompt(config.seed_prompt or task.seed_prompt)
+        return task, first_of_each_part(task, self.config.eval.problems), prompt
 
     def new_stage(self, step: int) -> bool:
         """Whether a stream of tasks switches before this step (counted from 0)."""
@@ -136,33 +144,47 @@ class Session:
             self.run.save(self.state, self.engine)
 
     def measure(self) -> Row:
-        """Held-out reward under the policy's own prompts, the best of them and the seed prompt; drift."""
-        state, n = self.state, self.config.eval.n
-        views = {
+        """Held-out reward under the policy's own prompts, the best of them and the seed prompt; drift.
+
+        Drift is read off the same rollouts where they were sampled as plainly as it asks for.
+        """
+        wanted = {
             "population": self.own_prompts,
-            "best": state.population[:1],  # best on training problems, never chosen on these
             "seed": [self.seed_prompt],
+            "best": self.state.population[:1],  # best on training problems, never chosen on these
         }
-        row: Row = {}
+        twins = {name: next(n for n in wanted if wanted[n] == wanted[name]) for name in wanted}
+        views = {name: wanted[name] for name in twins.values()}
         with self.phase("evaluating", "eval"):
-            for name, prompts in views.items():
-                twin = next((key for key in row if views[key] == prompts), None)
-                if twin is not None:
-                    row[name] = row[twin]
-                    continue
-                seed = derive(self.seed, "eval", name, state.step)
-                row[name] = evaluate(
-                    self.engine, self.task, self.test, prompts, n, self.eval_params, seed
-                ).to_dict()
-                state.spent["eval"] += n * len(self.test)
-            for name in ("population", "seed"):
-                seed = derive(self.seed, "drift", name, state.step)
-                found = drift(
-                    self.engine, self.task, self.test, views[name], self.params.max_tokens, seed
-                )
-                row[f"drift_{name}"] = asdict(found)
-                state.spent["eval"] += len(self.test)
-        return row
+            found = self._respond("eval", views, self.config.eval.n, self.eval_params)
+            row: Row = {
+                name: graded(self.task, self.test, found[twin]).to_dict()
+                for name, twin in twins.items()
+            }
+            plain = SamplingParams(max_tokens=self.eval_params.max_tokens)
+            views.pop("best", None)
+            if self.eval_params != plain:
+                found = self._respond("drift", views, 1, plain)
+            drifts = {name: drift(self.engine, [row[0] for row in found[name]]) for name in views}
+            if self.ood and (self.state.step == 0 or self.finished()):
+                row["ood"] = {
+                    name: self._reward_elsewhere(*what) for name, what in self.ood.items()
+                }
+        return row | {
+            f"drift_{name}": asdict(drifts[twins[name]]) for name in ("population", "seed")
+        }
+
+    def _reward_elsewhere(self, task: Task, problems: list[Problem], prompt: Prompt) -> Row:
+        n, seed = self.config.eval.n, derive(self.seed, "ood", self.state.step)
+        self.state.spent["eval"] += n * len(problems)
+        return evaluate(self.engine, task, problems, [prompt], n, self.eval_params, seed).to_dict()
+
+    def _respond(
+        self, purpose: str, views: Mapping[str, Sequence[Prompt]], n: int, params: SamplingParams
+    ) -> dict[str, list[list[Rollout]]]:
+        seed = derive(self.seed, purpose, self.state.step)
+        self.state.spent["eval"] += len(views) * n * len(self.test)
+        return respond(self.engine, self.task, self.test, views, n, params, seed)
 
     def log_prompts(self, result: FastResult, cycle: int) -> None:
         members = {item.prompt.id for item in result.population}

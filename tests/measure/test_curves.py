@@ -6,7 +6,16 @@ import random
 
 import pytest
 
-from fastslow.measure.curves import Point, Sigmoid, bootstrap, crossing, fit_sigmoid, peak, points
+from fastslow.measure.curves import (
+    Point,
+    Sigmoid,
+    asymptote,
+    bootstrap,
+    crossing,
+    fit_sigmoid,
+    peak,
+    points,
+)
 
 
 def point(rollouts: int, reward: float, stderr: float = 0.02) -> Point:
@@ -39,6 +48,23 @@ def test_a_curve_that_does_not_bend_has_no_asymptote():
     assert fit_sigmoid([point(cost, 0.0) for cost in range(0, 5000, 200)]) is None  # never rose
     assert fit_sigmoid(made(TRUE, 12_000)[:4]) is None  # too few
     assert fit_sigmoid(made(Sigmoid(0.05, 1.0, 3.0, 3000), 12_000)) is None  # as high as can be
+
+
+def test_the_asymptote_of_several_seeds_and_its_interval():
+    limits = (0.75, 0.8, 0.85)
+    seeds = [
+        made(Sigmoid(0.05, limit, 3.0, 3000), 12_000, 0.01, seed)
+        for seed, limit in enumerate(limits)
+    ]
+    found = asymptote(seeds)
+    assert found is not None
+    assert found[0] == pytest.approx(0.8, abs=0.02)
+    # All three resamples of one seed alone have a probability of 1/9: the interval is all there is.
+    assert found[1] == pytest.approx((0.75, 0.85), abs=0.02)
+    rising = made(TRUE, 2_000)
+    assert asymptote([rising, rising, rising]) is None
+    mixed = asymptote([*seeds[:2], rising])
+    assert mixed is None or mixed[1] is None  # one seed alone, 1 draw of 27, does not bend
 
 
 def test_crossings_and_peak():

@@ -61,6 +61,21 @@ def test_the_ablate_command(settings: dict, tmp_path: Path, capsys: pytest.Captu
     assert (tmp_path / "a/results.md").exists()
 
 
+def test_a_study_takes_what_another_has_made(settings: dict, tmp_path: Path, capsys):
+    path = written(settings, tmp_path / "small.yaml")
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert main(["compare", path, "--methods", "fst", "--seeds", "1", "--dir", str(first)]) == 0
+    command = ["ablate", path, "--over", "fast.k=1", "--seeds", "1", "--dir", str(second)]
+    assert main([*command, "--from", str(first)]) == 0
+    taken, made = Run.open(second / "as configured-s0"), Run.open(second / "fast.k=1-s0")
+    assert taken.summary == Run.open(first / "fst-s0").summary  # its time of day too
+    assert taken.config.run.dir == str(second / "as configured-s0")
+    assert made.summary is not None
+    assert made.summary != taken.summary
+    assert main([*command, "--from", str(tmp_path / "none")]) == 2
+    assert "none: holds no finished runs" in capsys.readouterr().err
+
+
 def test_plasticity_starts_from_each_checkpoint(settings: dict, tmp_path: Path, capsys):
     first = written(settings, tmp_path / "first.yaml")
     settings["task"] = {"name": "conftest:Letters", "train": 30}
@@ -113,6 +128,26 @@ def test_continual_is_normalised_by_stage(settings: dict, tmp_path: Path, capsys
     settings["task"] = {"name": "conftest:Letters"}
     assert main(["continual", written(settings, tmp_path / "no.yaml")]) == 2
     assert "expected 'stream'" in capsys.readouterr().err
+
+
+def test_reward_elsewhere_is_measured_at_both_ends(settings: dict, tmp_path: Path, capsys):
+    settings["eval"] |= {"ood": [{"name": "test_episodes:Echo", "seed_prompt": "Say it."}]}
+    path = written(settings, tmp_path / "small.yaml")
+    assert (
+        main(["compare", path, "--methods", "rl", "--seeds", "1", "--dir", str(tmp_path / "o")])
+        == 0
+    )
+    text = capsys.readouterr().out
+    run = Run.open(tmp_path / "o/rl-s0")
+    measured = {r["step"]: r["eval"]["ood"] for r in run.metrics if "ood" in r.get("eval", {})}
+    assert list(measured) == [0, 2]
+    assert run.summary["reward"]["ood"] == {
+        "test_episodes:Echo": measured[2]["test_episodes:Echo"]["mean"]
+    }
+    assert "OOD, test_episodes:Echo under its seed prompt, after" in text
+    settings["eval"]["ood"] *= 2
+    assert main(["train", written(settings, tmp_path / "twice.yaml")]) == 2
+    assert "twice; each task" in capsys.readouterr().err
 
 
 def test_the_two_by_two(settings: dict, tmp_path: Path, capsys: pytest.CaptureFixture):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import Any
 
@@ -21,7 +21,8 @@ class Point:
 
     `rollouts` counts GEPA's, `rl` does not; reused ones are GEPA's. `reward` is the population's mean@n,
     `best` that of the prompt that did best on training problems, `seed` that of the seed prompt. KL is to
-    the base, per token, each under its own context.
+    the base, per token, each under its own context. `ood` has the rewards on tasks not trained on, where
+    they were measured.
     """
 
     step: int
@@ -36,6 +37,7 @@ class Point:
     kl_seed: float
     entropy: float
     parts: dict[str, float]
+    ood: dict[str, float] = field(default_factory=dict)
 
 
 def points(rows: Sequence[Row]) -> list[Point]:
@@ -54,6 +56,7 @@ def points(rows: Sequence[Row]) -> list[Point]:
             kl_seed=row["eval"]["drift_seed"]["kl"],
             entropy=row["eval"]["drift_population"]["entropy"],
             parts=row["eval"]["population"].get("parts", {}),
+            ood={name: found["mean"] for name, found in row["eval"].get("ood", {}).items()},
         )
         for row in rows
         if "eval" in row
@@ -119,6 +122,36 @@ def fit_sigmoid(curve: Sequence[Point]) -> Sigmoid | None:
     found = made(least_squares(misses, begin, bounds=bounds).x)
     way = (found(cost[-1]) - first.reward) / max(found.asymptote - first.reward, 1e-9)
     return found if way >= 2 / 3 and found.asymptote < 0.999 else None
+
+
+def common_sigmoid(curves: Sequence[Sequence[Point]]) -> Sigmoid | None:
+    """One sigmoid through several seeds' curves together; None where they do not identify it."""
+    starts = [curve[0] for curve in curves]
+    together = sorted((p for curve in curves for p in curve[1:]), key=lambda p: p.rollouts)
+    first = replace(starts[0], reward=fmean(start.reward for start in starts))
+    return fit_sigmoid([first, *together])
+
+
+def asymptote(curves: Sequence[Sequence[Point]]) -> tuple[float, tuple[float, float] | None] | None:
+    """The upper limit that several seeds' curves tend to, and its 95% interval by bootstrap over seeds.
+
+    None where the curves together do not identify it. The interval is None where one in twenty choices
+    of seeds, or more, does not.
+    """
+    found = common_sigmoid(curves)
+    if found is None:
+        return None
+    fits: dict[tuple[int, ...], float] = {}
+
+    def limit(seeds: Sequence[float]) -> float:
+        key = tuple(sorted(int(seed) for seed in seeds))
+        if key not in fits:
+            fitted = common_sigmoid([curves[seed] for seed in key])
+            fits[key] = math.inf if fitted is None else fitted.asymptote
+        return fits[key]
+
+    low, high = bootstrap(range(len(curves)), limit)
+    return found.asymptote, None if math.isinf(high) else (low, high)
 
 
 def bootstrap(

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from statistics import fmean
 from typing import Any
 
 from fastslow.collect import roll_out
 from fastslow.engine.base import Engine, SamplingParams, Which
-from fastslow.rollout import Problem, Prompt
+from fastslow.rollout import Problem, Prompt, Rollout
 from fastslow.tasks.base import Task
 
 
@@ -41,6 +41,34 @@ class Drift:
     entropy: float
 
 
+def respond(
+    engine: Engine,
+    task: Task,
+    problems: Sequence[Problem],
+    views: Mapping[str, Sequence[Prompt]],
+    n: int,
+    params: SamplingParams,
+    seed: int,
+    which: Which = "policy",
+) -> dict[str, list[list[Rollout]]]:
+    """n rollouts of each problem per view, all views sampled side by side; a view's prompts take turns.
+
+    The turns shift by one from problem to problem: with fewer samples than prompts each is still heard.
+    """
+    counts = Counter(
+        (view, place, (place + turn) % len(prompts))
+        for view, prompts in views.items()
+        for place in range(len(problems))
+        for turn in range(n)
+    )
+    pairs = [(views[view][chosen], problems[place]) for view, place, chosen in counts]
+    rows = roll_out(engine, task, pairs, [*counts.values()], params, seed, which)
+    found: dict[str, list[list[Rollout]]] = {view: [[] for _ in problems] for view in views}
+    for (view, place, _), row in zip(counts, rows, strict=True):
+        found[view][place] += row
+    return found
+
+
 def evaluate(
     engine: Engine,
     task: Task,
@@ -51,20 +79,17 @@ def evaluate(
     seed: int,
     which: Which = "policy",
 ) -> Evaluation:
-    """n responses to each problem, the prompts taking turns, so that the mean is over the population.
+    """What the policy is worth under a population of prompts, or under one."""
+    views = {"population": prompts}
+    found = respond(engine, task, problems, views, n, params, seed, which)
+    return graded(task, problems, found["population"])
 
-    The turns shift by one from problem to problem: with fewer samples than prompts each is still heard.
-    """
-    counts = Counter(
-        (place, (place + turn) % len(prompts))
-        for place in range(len(problems))
-        for turn in range(n)
-    )
-    pairs = [(prompts[chosen], problems[place]) for place, chosen in counts]
-    rows = roll_out(engine, task, pairs, [*counts.values()], params, seed, which)
-    rewards: list[list[float]] = [[] for _ in problems]
-    for (place, _), row in zip(counts, rows, strict=True):
-        rewards[place] += [rollout.reward for rollout in row]
+
+def graded(
+    task: Task, problems: Sequence[Problem], rollouts: Sequence[Sequence[Rollout]]
+) -> Evaluation:
+    """The figures of as many rollouts of each problem."""
+    rewards = [[rollout.reward for rollout in row] for row in rollouts]
     means = [fmean(row) for row in rewards]
     parts: dict[str, list[float]] = {}
     for problem, mean in zip(problems, means, strict=True):
@@ -74,30 +99,18 @@ def evaluate(
         mean=fmean(means),
         best=fmean([max(row) for row in rewards]),
         stderr=spread / math.sqrt(len(means)),
-        n=n,
+        n=len(rewards[0]),
         problems=len(problems),
         parts={} if len(parts) < 2 else {part: fmean(values) for part, values in parts.items()},
     )
 
 
-def drift(
-    engine: Engine,
-    task: Task,
-    problems: Sequence[Problem],
-    prompts: Sequence[Prompt],
-    max_tokens: int,
-    seed: int,
-) -> Drift:
-    """KL to the base and entropy, both models under the same context, at temperature 1.
+def drift(engine: Engine, rollouts: Sequence[Rollout]) -> Drift:
+    """KL to the base and entropy on rollouts sampled at temperature 1, both models under their contexts.
 
-    One response a problem, the prompts taking turns. KL is estimated per token of the policy by
-    `exp(d) - d - 1`, `d = log base - log policy` (unbiased, never negative), and averaged over tokens.
+    KL is estimated per token of the policy by `exp(d) - d - 1`, `d = log base - log policy` (unbiased,
+    never negative), and averaged over tokens.
     """
-    pairs = [(prompts[i % len(prompts)], problem) for i, problem in enumerate(problems)]
-    rows = roll_out(
-        engine, task, pairs, [1] * len(pairs), SamplingParams(max_tokens=max_tokens), seed
-    )
-    rollouts = [row[0] for row in rows]
     sequences = [(rollout.context, rollout.tokens) for rollout in rollouts]
     written = [bit for rollout in rollouts for bit in rollout.mask]
 

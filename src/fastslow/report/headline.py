@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from fastslow.measure.curves import Point, Row, bootstrap, crossing, fit_sigmoid, peak
+from fastslow.measure.curves import Point, Row, asymptote, bootstrap, crossing, peak
 from fastslow.report.read import CLOCKS, SPENT, Material, RunFiles
 
 LEVELS = (0.25, 0.5, 0.75, 0.9)  # rewards whose price in rollouts is told
@@ -157,12 +157,12 @@ def _rewards(runs: Sequence[RunFiles]) -> list[Figure]:
 
 
 def _asymptote(curves: Sequence[list[Point]]) -> Figure:
-    fits = [fit_sigmoid(curve) for curve in curves]
-    found = [fit.asymptote for fit in fits if fit]
-    if not found:
+    found = asymptote(curves) if curves else None
+    if found is None:
         return Figure("Asymptote", "not identifiable")
-    each = " · ".join(number(fit.asymptote) if fit else "not identifiable" for fit in fits)
-    return Figure("Asymptote", number(fmean(found)), each)
+    limit, interval = found
+    note = "{:.3f} to {:.3f}".format(*interval) if interval else "its interval not identifiable"
+    return Figure("Asymptote", number(limit), note)
 
 
 def _crossings(runs: Sequence[RunFiles], levels: dict[str, float]) -> list[Figure]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from fastslow.config import Config, parse_override, put
 from fastslow.errors import ConfigError
-from fastslow.measure.curves import Point, bootstrap, crossing, fit_sigmoid, peak, points
+from fastslow.measure.curves import Point, asymptote, bootstrap, crossing, peak, points
 from fastslow.run import Run
 from fastslow.studies.study import Member, Study
 
@@ -99,10 +99,7 @@ def table(runs: dict[str, list[Run]], levels: Sequence[float] = LEVELS) -> str:
             cells = {arm: span([p and getattr(p, field) for p in met[arm]], form) for arm in runs}
             row(f"{label} {name}", cells.__getitem__)
     row("highest reward", lambda arm: span([peak(curve) for curve in curves[arm]], ".3f"))
-    row(
-        "asymptote of the fitted sigmoid, if identifiable",
-        lambda arm: span([_asymptote(c) for c in curves[arm]], ".3f"),
-    )
+    row("asymptote of one sigmoid through all seeds", lambda arm: _asymptote(curves[arm]))
     for label, field in (
         ("final reward", "reward"),
         ("final reward, best prompt", "best"),
@@ -114,6 +111,11 @@ def table(runs: dict[str, list[Run]], levels: Sequence[float] = LEVELS) -> str:
         form = ".4f" if "KL" in label else ".3f"
         row(label, lambda arm, f=field, s=form: span([getattr(c[-1], f) for c in curves[arm]], s))  # type: ignore[misc]
     row("mean final reward [95% by bootstrap over seeds]", lambda arm: _interval(curves[arm]))
+    for name in next(iter(curves.values()))[0][-1].ood:
+        for moment, place in (("before", 0), ("after", -1)):
+            cells = {a: span([c[place].ood.get(name) for c in curves[a]], ".3f") for a in runs}
+            row(f"OOD, {name} under its seed prompt, {moment}", cells.__getitem__)
+    row("response tokens, last step", lambda arm: span([_length(r) for r in runs[arm]], ".1f"))
     row("all rollouts", lambda arm: span([c[-1].rollouts for c in curves[arm]], ",d"))
     row("RL rollouts reused", lambda arm: span([_reused(run) for run in runs[arm]], ".0%"))
     for label, kind, key, form in (
@@ -155,9 +157,19 @@ def span(values: Sequence[Any], form: str) -> str:
     return " / ".join(format(value, form) for value in found) + missing
 
 
-def _asymptote(curve: Sequence[Point]) -> float | None:
-    fitted = fit_sigmoid(curve)
-    return None if fitted is None else fitted.asymptote
+def _asymptote(curves: Sequence[Sequence[Point]]) -> str:
+    found = asymptote(curves)
+    if found is None:
+        return "not identifiable"
+    limit, interval = found
+    return f"{limit:.3f} " + (
+        "[{:.3f}, {:.3f}]".format(*interval) if interval else "[not identifiable]"
+    )
+
+
+def _length(run: Run) -> float | None:
+    found = [row["response_tokens"] for row in run.metrics if "response_tokens" in row]
+    return found[-1] if found else None
 
 
 def _interval(curves: Sequence[Sequence[Point]]) -> str:

@@ -31,10 +31,11 @@ def plasticity(
     jobs: int,
     console: Console,
     rollouts: int | None = None,
+    known: Sequence[Path] = (),
 ) -> str:
     """Run both phases and return their tables; `directory` holds `phase-1` and `phase-2`, two studies."""
     before = compare(first, methods, seeds, directory / "phase-1", rollouts)
-    before.run(jobs, console)
+    before.run(jobs, console, known)
     phase_1 = before.runs()
     members = []
     for seed in range(seeds):

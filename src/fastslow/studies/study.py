@@ -4,12 +4,14 @@ study.json   what it is and who its members are
 NAME.yaml    the configuration of a member, NAME/ its run
 
 What is finished is kept, what was cut is resumed, so that a study that was killed goes on where it was.
+Runs of the same configuration that another study finished can be copied instead of made again.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -60,11 +62,16 @@ class Study:
             member.config.run.seed = member.seed
             member.config.run.threads = 1
 
-    def run(self, jobs: int, console: Console) -> None:
-        """Train every member; raises RunError naming those that failed, once the others are done."""
+    def run(self, jobs: int, console: Console, known: Sequence[Path] = ()) -> None:
+        """Train every member; raises RunError naming those that failed, once the others are done.
+
+        `known` are other studies' folders: what they finished with a member's configuration is copied.
+        """
         self.dir.mkdir(parents=True, exist_ok=True)
+        made = [found for directory in known for found in _finished_runs(directory)]
         for member in self.members:
             self._prepare(member)
+            self._copy(member, made)
         named = [(member.arm, member.seed, member.name) for member in self.members]
         describe(self.dir, self.kind, self.title, named)
         failed: dict[str, str] = {}
@@ -122,6 +129,17 @@ class Study:
             )
         path.write_text(wanted)
 
+    def _copy(self, member: Member, made: Sequence[Run]) -> None:
+        """Take a member's run from another study where that has it, unless it is begun here."""
+        place = self.dir / member.name
+        twin = next((run for run in made if _alike(run.config, member.config)), None)
+        if twin is not None and not place.exists():
+            partial = self.dir / f"{member.name}.partial"
+            shutil.rmtree(partial, ignore_errors=True)
+            shutil.copytree(twin.dir, partial)
+            (partial / "config.yaml").write_text(member.config.dump())
+            partial.rename(place)
+
     def _finished(self, member: Member) -> bool:
         return (self.dir / member.name / "summary.json").exists()
 
@@ -163,3 +181,19 @@ class Study:
             f"{last.reward:.3f}",
             f"{last.seconds:.0f}",
         )
+
+
+def _finished_runs(directory: Path) -> list[Run]:
+    """The finished runs of another study; raises RunError where the folder holds none."""
+    found = [Run.open(path.parent) for path in sorted(directory.glob("*/summary.json"))]
+    if not found:
+        raise RunError(f"{directory}: holds no finished runs, expected a study's folder")
+    return found
+
+
+def _alike(one: Config, other: Config) -> bool:
+    """Whether two runs are the same, wherever they lie."""
+    first, second = one.model_dump(), other.model_dump()
+    for data in (first, second):
+        del data["run"]["dir"]
+    return first == second
