@@ -1,15 +1,15 @@
-"""Every study at pocket size, one after another; their tables go into docs/results.md.
+"""Every study at pocket size, one after another; their tables and pictures go into the documentation.
 
     make results                                       # or: python benchmarks/results.py [NAME ...]
 
-A table stands between `<!-- NAME -->` and `<!-- /NAME -->`; what is written around it is a person's. Runs
-that are finished are kept (runs/results), so that a second call only fills in what is missing.
+Each study's own tables become docs/studies/NAME.md, and docs/results.md, between `<!-- CLAIM -->` and
+`<!-- /CLAIM -->`, gets a table per claim of the paper (claims.py); what stands around it is a person's.
+Runs that are finished are kept (runs/results), so that a second call only fills in what is missing.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import subprocess
 import sys
@@ -17,11 +17,11 @@ import time
 from pathlib import Path
 from statistics import fmean
 
-from fastslow.measure.curves import Point, points
-from fastslow.run import Run
+from claims import CLAIMS, curves
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs/results.md"
+TABLES = ROOT / "docs/studies"
 PICTURE = ROOT / "docs/curves.svg"
 # The same evaluation everywhere, and no more files than the tables need.
 COMMON = (
@@ -30,64 +30,78 @@ COMMON = (
 )
 THREE = "--methods rl,fst,gepa+rl"
 STUDIES = {
-    "strict": f"compare star_graph {THREE} --rollouts 10000",
-    "lenient": f"compare star_graph_lenient {THREE} --rollouts 12000",
-    "codeio": f"compare codeio {THREE} --rollouts 10000",
-    "hover": f"compare hover {THREE} --rollouts 10000",
-    "reuse": "ablate star_graph_reuse --over reuse.enabled=false --rollouts 5000",
+    "strict": f"compare star_graph {THREE} --rollouts 4000",
+    "lenient": f"compare star_graph_lenient {THREE} --rollouts 6000",
+    "codeio": f"compare codeio {THREE} --rollouts 6000",
+    "hover": f"compare hover {THREE},gepa,rl+gepa,base+gepa,fst-distill --rollouts 6000",
+    "mixture": "compare mixture --methods fst,gepa+rl --rollouts 6000",
+    "sweep": "compare codeio --methods rl,fst --sweep slow.lr=1e-4,4e-4,1e-3 --rollouts 6000",
     "plasticity": f"plasticity hover --then configs/pocket/codeio.yaml {THREE} --rollouts 6000",
     "continual": f"continual continual {THREE}",
+    "ablate": "ablate codeio --over fast.k=1,8 --over loop.cycle=3,12 --over slow.baseline=prompt"
+    " --over fast.budget=480 --over reuse.enabled=false --rollouts 4000",
+    "reuse": "ablate star_graph_reuse --over reuse.enabled=false --rollouts 4000",
 }
+FROM = {"sweep": ("codeio",), "plasticity": ("hover", "codeio")}  # whose runs need no second making
+DRAWN = ("strict", "lenient", "codeio", "hover", "mixture", "plasticity/phase-2")
 
 
 def command(name: str, directory: Path) -> list[str]:
     kind, config, *rest = STUDIES[name].split()
+    known = [word for other in FROM.get(name, ()) for word in ("--from", str(directory / other))]
     place = ["--dir", str(directory / name)]
-    return [kind, f"configs/pocket/{config}.yaml", *rest, *COMMON.split(), *place]
+    return [kind, f"configs/pocket/{config}.yaml", *rest, *COMMON.split(), *known, *place]
 
 
-def fill(name: str, text: str) -> None:
-    """Put a study's tables, and the command that made them, where the page has a place for them."""
-    page = PAGE.read_text()
+def keep(name: str, directory: Path) -> None:
+    """Put a study's own tables, and the command that makes them, into a page of theirs."""
     kind, config, *rest = STUDIES[name].split()
     typed = " ".join(["fastslow", kind, f"configs/pocket/{config}.yaml", *rest, *COMMON.split()])
-    made = f"<!-- {name} -->\n\n    {typed}\n\n{text.strip()}\n\n<!-- /{name} -->"
+    tables = (directory / name / "results.md").read_text().strip()
+    TABLES.mkdir(exist_ok=True)
+    (TABLES / f"{name}.md").write_text(f"# {name}\n\n    {typed}\n\n{tables}\n")
+
+
+def fill(claim: str, text: str) -> None:
+    """Put a claim's table where the page has a place for it."""
+    page = PAGE.read_text()
+    made = f"<!-- {claim} -->\n\n{text}\n\n<!-- /{claim} -->"
     filled, count = re.subn(
-        rf"<!-- {name} -->.*?<!-- /{name} -->", lambda _: made, page, flags=re.S
+        rf"<!-- {claim} -->.*?<!-- /{claim} -->", lambda _: made, page, flags=re.S
     )
     if count != 1:
-        raise SystemExit(f"{PAGE}: {count} places for {name!r}, expected one")
+        raise SystemExit(f"{PAGE}: {count} places for {claim!r}, expected one")
     PAGE.write_text(filled)
 
 
-def draw(directory: Path, names: list[str]) -> None:
-    """Held-out reward against rollouts, a panel per study of methods: mean line, band of all seeds."""
+def draw(directory: Path) -> None:
+    """Held-out reward against rollouts, a panel per study: mean line, band of all seeds."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    found = [name for name in names if (directory / name / "study.json").exists()]
+    found = [name for name in DRAWN if (directory / name / "study.json").exists()]
+    columns = min(3, len(found))
+    shape = (-(-len(found) // columns), columns)
     figure, panels = pyplot.subplots(
-        1, len(found), figsize=(4 * len(found), 3.2), sharey=True, squeeze=False
+        *shape, figsize=(4 * columns, 3 * shape[0]), sharey=True, squeeze=False
     )
-    for panel, name in zip(panels[0], found, strict=True):
-        about = json.loads((directory / name / "study.json").read_text())
-        arms: dict[str, list[list[Point]]] = {}
-        for member in about["members"]:
-            rows = Run.open(directory / name / member["dir"]).metrics
-            arms.setdefault(member["arm"], []).append(points(rows))
-        for style, (arm, curves) in zip(("-", "--", ":", "-."), arms.items(), strict=False):
-            columns = list(zip(*curves, strict=False))  # as far as all seeds got
-            x = [fmean(point.rollouts for point in column) for column in columns]
-            y = [[point.reward for point in column] for column in columns]
+    for panel, name in zip(panels.flat, found, strict=False):
+        for style, (arm, members) in zip(
+            ("-", "--", ":", "-.") * 2, curves(directory / name).items(), strict=False
+        ):
+            columns_of = list(zip(*members, strict=False))  # as far as all seeds got
+            x = [fmean(point.rollouts for point in column) for column in columns_of]
+            y = [[point.reward for point in column] for column in columns_of]
             (line,) = panel.plot(x, [fmean(column) for column in y], style, label=arm)
             band = {"alpha": 0.2, "linewidth": 0, "color": line.get_color()}
             panel.fill_between(x, [min(c) for c in y], [max(c) for c in y], **band)
         panel.set(title=name, xlabel="rollouts, GEPA's included", ylim=(0, 1))
         panel.grid(alpha=0.3)
-    panels[0][0].set_ylabel("held-out reward")
-    panels[0][-1].legend(frameon=False)
+        panel.legend(frameon=False, fontsize="small")
+    for panel in panels.flat[len(found) :]:
+        panel.axis("off")
     figure.tight_layout()
     figure.savefig(PICTURE, metadata={"Date": None})
 
@@ -104,13 +118,24 @@ def main() -> None:
     for name in arguments.names:
         if name not in STUDIES:
             parser.error(f"no study {name!r}; known: {', '.join(STUDIES)}")
+    begun = time.perf_counter()
+
+    def say(what: str, since: float) -> None:
+        print(f"{what}: {(time.perf_counter() - since) / 60:.1f} minutes", flush=True)
+
     for name in arguments.names:
         start = time.perf_counter()
         words = [sys.executable, "-m", "fastslow", *command(name, arguments.dir)]
         subprocess.run(words, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
-        fill(name, (arguments.dir / name / "results.md").read_text())
-        draw(arguments.dir, [study for study in STUDIES if STUDIES[study].startswith("compare")])
-        print(f"{name}: {(time.perf_counter() - start) / 60:.1f} minutes", flush=True)
+        keep(name, arguments.dir)
+        say(name, start)
+    start = time.perf_counter()
+    for claim, (table, needed) in CLAIMS.items():
+        if all((arguments.dir / name / "results.md").exists() for name in needed):
+            fill(claim, table(arguments.dir))
+    draw(arguments.dir)
+    say("tables and pictures", start)
+    say("all", begun)
 
 
 if __name__ == "__main__":

@@ -35,6 +35,18 @@ def plain(tiny: Path):
     return AutoModelForCausalLM.from_pretrained(tiny).eval()
 
 
+def test_how_rows_are_batched_changes_no_draw(tiny):
+    contexts = [[5, 6, 7], [5, 6, 7, 8], [9] * 12, [3]]
+    drawn = []
+    for rows in (512, 3):
+        engine = LocalEngine(Config.parse({"model": {"name": str(tiny)}, "engine": {"rows": rows}}))
+        samples = engine.sample(contexts, [3, 2, 0, 4], SamplingParams(max_tokens=9), seed=7)
+        drawn.append([[sample.tokens for sample in row] for row in samples])
+    assert drawn[0] == drawn[1]
+    assert [len(row) for row in drawn[0]] == [3, 2, 0, 4]
+    assert len({tuple(tokens) for tokens in drawn[0][0]}) == 3  # each row has luck of its own
+
+
 def test_behaviour_logprobs_are_those_of_the_model(engine: LocalEngine, plain):
     for temperature in (1.0, 0.7):
         params = SamplingParams(temperature=temperature, max_tokens=12)

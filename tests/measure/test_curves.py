@@ -9,6 +9,7 @@ import pytest
 from fastslow.measure.curves import (
     Point,
     Sigmoid,
+    area,
     asymptote,
     bootstrap,
     crossing,
@@ -74,6 +75,7 @@ def test_crossings_and_peak():
     assert found.rollouts == 100
     assert crossing(curve, 0.71) is None
     assert peak(curve) == 0.7
+    assert area(curve) == pytest.approx((0.3 * 100 + 0.45 * 100 + 0.55 * 100) / 300)
 
 
 def test_bootstrap_interval_covers_as_it_says():

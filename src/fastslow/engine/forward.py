@@ -72,10 +72,11 @@ def read(logits_RTV: Tensor, tokens_RT: Tensor, temperature: float) -> tuple[Ten
     return logprobs_RTV.gather(-1, tokens_RT[..., None]).squeeze(-1), entropy_RT
 
 
-def draw(
-    logits_RV: Tensor, params: SamplingParams, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """One token per row and its log-probability before top-p truncation."""
+def draw(logits_RV: Tensor, params: SamplingParams, luck_R: Tensor) -> tuple[Tensor, Tensor]:
+    """One token per row and its log-probability before top-p truncation.
+
+    `luck_R`, FP64 in [0, 1), decides: the token is where the cumulative distribution reaches it.
+    """
     logprobs_RV = (logits_RV.float() / params.temperature).log_softmax(-1)
     probs_RV = logprobs_RV.exp()
     if params.top_p < 1:
@@ -84,11 +85,7 @@ def draw(
         probs_RV = probs_RV.masked_fill(
             torch.zeros_like(drop_RV).scatter(-1, order_RV, drop_RV), 0.0
         )
-    # The inverse of the cumulative distribution, in FP64: a vocabulary is long and its tail thin.
-    reach_RV = probs_RV.double().cumsum(-1)
-    mass_R1 = reach_RV[:, -1:]
-    mark_R1 = mass_R1 * torch.rand(
-        mass_R1.shape, generator=generator, device=mass_R1.device, dtype=torch.float64
-    )
+    reach_RV = probs_RV.double().cumsum(-1)  # in FP64: a vocabulary is long and its tail thin
+    mark_R1 = reach_RV[:, -1:] * luck_R[:, None]
     token_R = torch.searchsorted(reach_RV, mark_R1, right=True).squeeze(-1)
     return token_R, logprobs_RV.gather(-1, token_R[:, None]).squeeze(-1)

@@ -6,14 +6,17 @@ continue it by its key-value cache; in training the gradient flows through that 
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy
 import torch
 import torch.nn.functional as F
 from jinja2 import TemplateError
+from numpy.random import Generator, Philox
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModelForCausalLM
@@ -125,7 +128,7 @@ class LocalEngine:
         model = self.policy if which == "policy" else self.base
         results: list[list[Sample]] = [[] for _ in contexts]
         order = sorted((c for c in range(len(contexts)) if counts[c]), key=lambda c: contexts[c])
-        generator = torch.Generator(self.device).manual_seed(seed)
+        firsts = list(itertools.accumulate(counts, initial=0))
         while order:
             chunk: list[int] = []
             rows = 0
@@ -134,9 +137,9 @@ class LocalEngine:
                 chunk.append(order.pop(0))
             self._check_length(max(len(contexts[c]) for c in chunk))
             parents = [i for i, c in enumerate(chunk) for _ in range(counts[c])]
-            samples = self._generate(
-                model, [contexts[c] for c in chunk], parents, params, generator
-            )
+            numbers = [firsts[c] + i for c in chunk for i in range(counts[c])]
+            luck_RT = _luck(seed, numbers, params.max_tokens).to(self.device)
+            samples = self._generate(model, [contexts[c] for c in chunk], parents, params, luck_RT)
             for parent, sample in zip(parents, samples, strict=True):
                 results[chunk[parent]].append(sample)
         return results
@@ -154,7 +157,7 @@ class LocalEngine:
         contexts: list[list[int]],
         parents: list[int],
         params: SamplingParams,
-        generator: torch.Generator,
+        luck_RT: Tensor,
     ) -> list[Sample]:
         """Prefill each context once, then decode all rows in step, dropping rows that have ended."""
         cache = sampling_cache(model.config)
@@ -180,7 +183,7 @@ class LocalEngine:
         length_R = torch.full((len(parents),), steps, device=self.device)
         ended_R = torch.zeros(len(parents), dtype=torch.bool, device=self.device)
         for t in range(steps):
-            token_R, logprob_R = draw(logits_RV, params, generator)
+            token_R, logprob_R = draw(logits_RV, params, luck_RT[live_R, t])
             tokens_RT[live_R, t], logprobs_RT[live_R, t] = token_R, logprob_R
             done_R = torch.isin(token_R, stops) & ~ended_R[live_R]
             length_R[live_R[done_R]] = t + 1
@@ -278,6 +281,16 @@ class LocalEngine:
             self._optimizer.restore(state["optimizer"])
         except Exception as error:  # whatever a damaged file makes PyTorch, pickle or JSON say
             raise RunError(f"{directory}: damaged checkpoint ({first_line(error)})") from None
+
+
+def _luck(seed: int, numbers: Sequence[int], steps: int) -> Tensor:
+    """FP64 in [0, 1) for every token of the rows with these numbers, [R, T].
+
+    A row's depends on its number alone, so that how rows are batched, or spread over processes, changes
+    no draw.
+    """
+    streams = (Philox(key=seed, counter=[0, 0, 0, number]) for number in numbers)
+    return torch.from_numpy(numpy.stack([Generator(stream).random(steps) for stream in streams]))
 
 
 def _place(name: str) -> str | Path:

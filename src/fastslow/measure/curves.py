@@ -5,6 +5,7 @@ Reads files only, so that a report or a study needs no engine.
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 from collections.abc import Callable, Sequence
@@ -71,6 +72,13 @@ def crossing(curve: Sequence[Point], level: float) -> Point | None:
 def peak(curve: Sequence[Point]) -> float:
     """The highest reward of a curve: the best of many noisy points, so a little too high."""
     return max(point.reward for point in curve)
+
+
+def area(curve: Sequence[Point]) -> float:
+    """The mean reward over a curve's rollouts, by trapezoids: early and high both count."""
+    pairs = list(itertools.pairwise(curve))
+    under = sum((b.rollouts - a.rollouts) * (a.reward + b.reward) / 2 for a, b in pairs)
+    return under / max(1, curve[-1].rollouts - curve[0].rollouts)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 from fastslow.config import Config, parse_override, put
 from fastslow.errors import ConfigError
-from fastslow.measure.curves import Point, asymptote, bootstrap, crossing, peak, points
+from fastslow.measure.curves import Point, area, asymptote, bootstrap, crossing, peak, points
 from fastslow.run import Run
 from fastslow.studies.study import Member, Study
 
@@ -98,6 +98,7 @@ def table(runs: dict[str, list[Run]], levels: Sequence[float] = LEVELS) -> str:
         ):
             cells = {arm: span([p and getattr(p, field) for p in met[arm]], form) for arm in runs}
             row(f"{label} {name}", cells.__getitem__)
+    row("mean reward over its rollouts", lambda arm: span([area(c) for c in curves[arm]], ".3f"))
     row("highest reward", lambda arm: span([peak(curve) for curve in curves[arm]], ".3f"))
     row("asymptote of one sigmoid through all seeds", lambda arm: _asymptote(curves[arm]))
     for label, field in (

@@ -39,16 +39,18 @@ def plasticity(
     phase_1 = before.runs()
     members = []
     for seed in range(seeds):
-        starts: dict[str, str] = {"from base": first.model.name}
+        starts = {"from base": {"name": first.model.name, "base": first.model.base}}
         for method in methods:
-            starts[f"from {method}"] = str(phase_1[method][seed].latest() / "model")
+            checkpoint = str(phase_1[method][seed].latest() / "model")
+            reference = first.model.base or first.model.name
+            starts[f"from {method}"] = {"name": checkpoint, "base": reference}
         for arm, start in starts.items():
             data = second.model_dump()
             data["loop"]["method"] = "rl"
-            data["model"] |= {"name": start, "base": first.model.base or first.model.name}
+            data["model"] |= start
             members.append(Member(arm, seed, within(Config.parse(data), rollouts)))
     after = Study(directory / "phase-2", "plasticity", f"{second.task.name}: plain RL", members)
-    after.run(jobs, console)
+    after.run(jobs, console, known)
     phase_2 = after.runs()
     kept = {
         f"from {method}": [
