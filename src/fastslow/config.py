@@ -50,11 +50,24 @@ class RunConfig(Section):
     threads: int | None = Field(None, ge=1)  # None: what PyTorch finds
 
 
+class LoraConfig(Section):
+    """Low-rank adapters (arXiv 2106.09685) by `peft`; the base is the same weights without them."""
+
+    rank: int = Field(32, ge=1)
+    alpha: float = Field(32.0, gt=0)  # the adapter's output is scaled by alpha / rank
+    targets: str | list[str] = "all-linear"  # peft's target_modules
+
+
 class ModelConfig(Section):
     name: str = "pocket"  # "pocket", a directory, or a hub name
     base: str | None = None  # the reference of KL; None: `name` as it is before training
     dtype: Literal["float32", "bfloat16"] = "float32"  # sampling and training share it
     device: str = "auto"  # "auto" takes the GPU when there is one
+    lora: LoraConfig | None = None  # None: full fine-tuning, the paper's setting
+    thinking: Literal["on", "off"] | None = None  # None: as the chat template has it
+    attention: str | None = None  # transformers' attn_implementation; None: the model's usual one
+    compile: bool = False  # torch.compile the passes that learn
+    gradient_checkpointing: bool = False  # less memory, more time; contexts are then not shared
 
 
 class TaskConfig(Section):
@@ -88,6 +101,7 @@ class EngineConfig(Section):
     kind: Literal["local"] = "local"
     token_budget: int = Field(32_768, ge=1)  # padded tokens in one training micro-batch
     rows: int = Field(512, ge=1)  # sequences sampled side by side (one context's all together)
+    logits: int = Field(2**28, ge=1)  # that may exist at once while learning; 2**28 are 1 GiB
 
 
 class SamplingConfig(Section):

@@ -319,20 +319,6 @@ def test_damaged_models_are_named(tiny: Path, tmp_path: Path):
             make_engine(Config.parse({"model": {"name": str(path)}}))
 
 
-def test_layers_that_see_a_window_are_refused(tiny: Path, tmp_path: Path):
-    """Windows count cache slots, padding included: shared prefills would be silently wrong."""
-    from transformers import MistralConfig, MistralForCausalLM
-
-    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1}
-    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "sliding_window": 16}
-    shutil.copytree(tiny, tmp_path / "m")
-    MistralForCausalLM(MistralConfig(vocab_size=1200, **sizes, **heads)).save_pretrained(
-        tmp_path / "m"
-    )
-    with pytest.raises(ModelError, match="full attention in every layer"):
-        make_engine(Config.parse({"model": {"name": str(tmp_path / "m")}}))
-
-
 def test_weights_that_diverged_are_said_so(engine: LocalEngine):
     lost = Datum([1, 2], [3, 4], [-1.0, -1.0], [0.5, 0.5], [float("inf")] * 2)
     result = engine.update([lost])

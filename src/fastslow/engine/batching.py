@@ -61,14 +61,16 @@ def pad_left(segments: Sequence[Context], pad: int, device: torch.device) -> tup
     return ids_NL.to(device), mask_NL.to(device)
 
 
-def stage_contexts(contexts: Sequence[Context], pad: int, device: torch.device) -> list[Stage]:
+def stage_contexts(
+    contexts: Sequence[Context], pad: int, device: torch.device, stems: bool = True
+) -> list[Stage]:
     """Contexts, best in sorted order, as two stages where their stems are worth it, else as one."""
-    stems = _stems(contexts)
-    if stems is None:
+    runs = _stems(contexts) if stems else None
+    if runs is None:
         return [Stage(*pad_left(contexts, pad, device), None)]
-    starts = [contexts[members[0]][:length] for members, length in stems]
-    rests = [contexts[c][length:] for members, length in stems for c in members]
-    parents = [stem for stem, (members, _) in enumerate(stems) for _ in members]
+    starts = [contexts[members[0]][:length] for members, length in runs]
+    rests = [contexts[c][length:] for members, length in runs for c in members]
+    parents = [stem for stem, (members, _) in enumerate(runs) for _ in members]
     return [
         Stage(*pad_left(starts, pad, device), None),
         Stage(*pad_left(rests, pad, device), torch.tensor(parents, device=device)),
@@ -110,24 +112,28 @@ def _common(one: Context, other: Context) -> int:
 
 
 def pack(
-    sequences: Sequences, token_budget: int, pad: int, device: torch.device
+    sequences: Sequences,
+    token_budget: int,
+    pad: int,
+    device: torch.device,
+    stems: bool = True,
+    whole: bool = False,
 ) -> Iterator[Packed]:
     """Micro-batches of at most `token_budget` padded tokens (or one sequence), like contexts together.
 
-    The budget counts contexts in full, as if they shared no stems.
+    The budget counts contexts in full, as if they shared no stems. With `whole` nothing is shared: each
+    row has a context of its own, and those of like length go together.
     """
-    by_context: dict[tuple[int, ...], list[int]] = {}
-    for row, (ids, _) in enumerate(sequences):
-        by_context.setdefault(tuple(ids), []).append(row)
     chosen: list[tuple[tuple[int, ...], list[int]]] = []
     width = length = count = 0
-    for context, rows in sorted(by_context.items()):
+    for context, rows in _alone(sequences) if whole else _together(sequences):
         for row in rows:
             new = not chosen or chosen[-1][0] != context
             wider, longer = max(width, len(context)), max(length, len(sequences[row][1]))
-            cost = (len(chosen) + new) * wider + (count + 1) * longer
+            contexts = count + 1 if whole else len(chosen) + new
+            cost = contexts * wider + (count + 1) * longer
             if chosen and cost > token_budget:
-                yield _tensors(sequences, chosen, pad, device)
+                yield _tensors(sequences, chosen, pad, device, stems and not whole)
                 chosen, count, new = [], 0, True
                 wider, longer = len(context), len(sequences[row][1])
             if new:
@@ -135,7 +141,20 @@ def pack(
             chosen[-1][1].append(row)
             width, length, count = wider, longer, count + 1
     if chosen:
-        yield _tensors(sequences, chosen, pad, device)
+        yield _tensors(sequences, chosen, pad, device, stems and not whole)
+
+
+def _together(sequences: Sequences) -> list[tuple[tuple[int, ...], list[int]]]:
+    """Each context with its rows, sorted, so that contexts that begin alike are neighbours."""
+    found: dict[tuple[int, ...], list[int]] = {}
+    for row, (ids, _) in enumerate(sequences):
+        found.setdefault(tuple(ids), []).append(row)
+    return sorted(found.items())
+
+
+def _alone(sequences: Sequences) -> list[tuple[tuple[int, ...], list[int]]]:
+    order = sorted(range(len(sequences)), key=lambda row: sum(map(len, sequences[row])))
+    return [(tuple(sequences[row][0]), [row]) for row in order]
 
 
 def _tensors(
@@ -143,6 +162,7 @@ def _tensors(
     chosen: list[tuple[tuple[int, ...], list[int]]],
     pad: int,
     device: torch.device,
+    stems: bool,
 ) -> Packed:
     rows = list(itertools.chain.from_iterable(members for _, members in chosen))
     parents = [c for c, (_, members) in enumerate(chosen) for _ in members]
@@ -154,7 +174,7 @@ def _tensors(
         tokens_RT[r, : len(tokens)] = torch.tensor(tokens)
         mask_RT[r, : len(tokens)] = 1
     return Packed(
-        stage_contexts([list(context) for context, _ in chosen], pad, device),
+        stage_contexts([list(context) for context, _ in chosen], pad, device, stems),
         torch.tensor(parents, device=device),
         tokens_RT.to(device),
         mask_RT.to(device),

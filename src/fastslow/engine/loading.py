@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
-from fastslow.config import ModelConfig
+from fastslow.config import LoraConfig, ModelConfig
 from fastslow.errors import ConfigError, ModelError
 
 
@@ -26,29 +28,93 @@ def load_model(
     source: str | Path, model_config: ModelConfig, device: torch.device, fp32_logits: bool
 ) -> Any:
     """A causal LM in evaluation mode, all of it there and of a kind that the engine can serve."""
+    adapter = _adapter_base(source)
     dtype = getattr(torch, model_config.dtype)
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            source, dtype=dtype, output_loading_info=True
-        )
+        model, found = _load(adapter or source, dtype, model_config.attention)
+        if adapter is not None:
+            model = _peft().PeftModel.from_pretrained(model, source).merge_and_unload()
+            model.requires_grad_(True)
+    except ConfigError:
+        raise
     except Exception as error:  # damaged files raise whatever their parsers raise
         raise ModelError(f"model.name = {str(source)!r}: {first_line(error)}") from None
-    model, found = loaded
     missing = sorted(found["missing_keys"])
     if missing:
         raise ModelError(
             f"model.name = {str(source)!r}: {len(missing)} weights are missing, {missing[0]} first"
         )
-    odd = {type(layer).__name__ for layer in DynamicCache(config=model.config).layers}
-    if odd - {"DynamicLayer"}:
+    odd = cache_kinds(model) - {"DynamicLayer", "DynamicSlidingWindowLayer"}
+    if odd:
         raise ModelError(
             f"model.name = {str(source)!r}: its layers keep {', '.join(sorted(odd))}; the local engine "
-            "takes models with full attention in every layer (Qwen3, Llama and the like)"
+            "takes models whose layers attend to tokens (Qwen3, Llama, Mistral, Gemma and the like)"
         )
     model.to(device).eval()  # no dropout: sampling and training must agree
     if fp32_logits and dtype != torch.float32:
         _fp32_head(model.get_output_embeddings())
     return model
+
+
+def _load(
+    source: str | Path, dtype: torch.dtype, attention: str | None
+) -> tuple[Any, dict[str, Any]]:
+    config = AutoConfig.from_pretrained(source)
+    for name in config.to_dict():
+        if name.endswith(("dropout", "pdrop")):
+            setattr(config, name, 0.0)  # gradient checkpointing wants the mode that has dropout
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        source, config=config, dtype=dtype, attn_implementation=attention, output_loading_info=True
+    )
+    return loaded
+
+
+def _adapter_base(source: str | Path) -> str | None:
+    """The model that a folder of LoRA weights belongs to; None where the folder is a model itself."""
+    place = Path(source) / "adapter_config.json"
+    if not place.is_file():
+        return None
+    return str(json.loads(place.read_text())["base_model_name_or_path"])
+
+
+def cache_kinds(model: Any) -> set[str]:
+    """What the model's layers keep of the tokens seen, by transformers' names."""
+    return {type(layer).__name__ for layer in DynamicCache(config=model.config).layers}
+
+
+def add_adapters(model: Any, source: str | Path, settings: LoraConfig) -> Any:
+    """The model with fresh LoRA weights, which alone will learn; as yet they change nothing."""
+    peft = _peft()
+    wanted = peft.LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        target_modules=settings.targets,
+        task_type="CAUSAL_LM",
+    )
+    model.name_or_path = str(source)  # what the saved adapter says it belongs to
+    try:
+        return peft.get_peft_model(model, wanted).eval()
+    except ValueError as error:
+        raise ConfigError(
+            f"model.lora.targets = {settings.targets!r}: {first_line(error)}"
+        ) from None
+
+
+def load_weights(model: Any, directory: Path, adapters: bool) -> None:
+    """Give a model the weights that `save_pretrained` wrote: its adapters', or all."""
+    if adapters:
+        peft = _peft()
+        weights = peft.load_peft_weights(str(directory), device="cpu")
+        peft.set_peft_model_state_dict(model, weights)
+    else:
+        loaded = AutoModelForCausalLM.from_pretrained(directory, dtype=model.dtype)
+        model.load_state_dict(loaded.state_dict())
+
+
+def _peft() -> Any:
+    if importlib.util.find_spec("peft") is None:
+        raise ConfigError("model.lora: needs the peft package; pip install 'fastslow[lora]'")
+    return importlib.import_module("peft")
 
 
 def _fp32_head(head: Any) -> None:

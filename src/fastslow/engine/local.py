@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +20,22 @@ from jinja2 import TemplateError
 from numpy.random import Generator, Philox
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoModelForCausalLM
 
 from fastslow import pocket
 from fastslow.config import Config
 from fastslow.engine.base import Datum, Sample, SamplingParams, UpdateResult, Which
 from fastslow.engine.batching import Packed, Sequences, pack, stage_contexts
 from fastslow.engine.cache import sampling_cache
-from fastslow.engine.forward import draw, prefill, score
-from fastslow.engine.loading import find_device, first_line, load_model, load_tokenizer
+from fastslow.engine.forward import Halves, draw, halve, prefill, score
+from fastslow.engine.loading import (
+    add_adapters,
+    cache_kinds,
+    find_device,
+    first_line,
+    load_model,
+    load_tokenizer,
+    load_weights,
+)
 from fastslow.engine.optimizer import Optimizer
 from fastslow.errors import ConfigError, ModelError, RunError
 from fastslow.slow import loss as losses
@@ -47,6 +55,16 @@ class LocalEngine:
         self.base_source = _place(config.model.base or config.model.name)
         self.tokenizer = load_tokenizer(self.source)
         self.policy = self._load(self.source)
+        self.stems = cache_kinds(self.policy) == {
+            "DynamicLayer"
+        }  # windows count padding amid a row
+        if config.model.lora is not None:
+            with torch.random.fork_rng():
+                torch.manual_seed(config.run.seed)
+                self.policy = add_adapters(self.policy, self.source, config.model.lora)
+        if config.model.gradient_checkpointing:
+            self.policy.gradient_checkpointing_enable({"use_reentrant": False})
+        self._halves: dict[Which, Halves] = {"policy": self._halve(self.policy)}
         self._base: Any = None
         self.version = 0
         text_config = self.policy.config.get_text_config()
@@ -61,17 +79,32 @@ class LocalEngine:
             raise ModelError(
                 f"model.name = {str(self.source)!r}: its chat template fails ({first_line(error)})"
             ) from None
-        self._optimizer = Optimizer(list(self.policy.parameters()), config.slow)
+        learned = [weight for weight in self.policy.parameters() if weight.requires_grad]
+        self._optimizer = Optimizer(learned, config.slow)
 
     def _load(self, source: str | Path) -> Any:
         return load_model(source, self.model_config, self.device, self.slow.fp32_logits)
 
-    @property
-    def base(self) -> Any:
-        """The frozen reference: the weights the run began with, or `model.base`. Loaded when asked for."""
-        if self._base is None:
-            self._base = self._load(self.base_source).requires_grad_(False)
-        return self._base
+    def _halve(self, model: Any) -> Halves:
+        whole = model if self.model_config.lora is None else model.get_base_model()
+        return halve(whole, self.model_config.compile)
+
+    @contextmanager
+    def _model(self, which: Which) -> Iterator[Halves]:
+        """The policy, or the frozen reference: the weights the run began with, or `model.base`.
+
+        With LoRA these are the policy's without its adapters, else a second copy, loaded when asked for.
+        """
+        if which == "policy":
+            yield self._halves["policy"]
+        elif self.model_config.lora is not None and self.base_source == self.source:
+            with self.policy.disable_adapter():
+                yield self._halves["policy"]
+        else:
+            if self._base is None:
+                self._base = self._load(self.base_source).requires_grad_(False)
+                self._halves["base"] = halve(self._base)
+            yield self._halves["base"]
 
     def _stop_tokens(self, words: Sequence[str]) -> list[int]:
         eos = self.policy.generation_config.eos_token_id
@@ -99,8 +132,10 @@ class LocalEngine:
         return self.tokenizer(text, add_special_tokens=False).input_ids
 
     def _template(self, messages: list[dict[str, str]]) -> str:
+        thinking = self.model_config.thinking
+        more = {} if thinking is None else {"enable_thinking": thinking == "on"}
         return self.tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True
+            messages, tokenize=False, add_generation_prompt=True, **more
         )
 
     def render_reply(self, text: str) -> list[int]:
@@ -125,7 +160,6 @@ class LocalEngine:
         seed: int,
         which: Which = "policy",
     ) -> list[list[Sample]]:
-        model = self.policy if which == "policy" else self.base
         results: list[list[Sample]] = [[] for _ in contexts]
         order = sorted((c for c in range(len(contexts)) if counts[c]), key=lambda c: contexts[c])
         firsts = list(itertools.accumulate(counts, initial=0))
@@ -139,7 +173,10 @@ class LocalEngine:
             parents = [i for i, c in enumerate(chunk) for _ in range(counts[c])]
             numbers = [firsts[c] + i for c in chunk for i in range(counts[c])]
             luck_RT = _luck(seed, numbers, params.max_tokens).to(self.device)
-            samples = self._generate(model, [contexts[c] for c in chunk], parents, params, luck_RT)
+            with self._model(which) as model:
+                samples = self._generate(
+                    model, [contexts[c] for c in chunk], parents, params, luck_RT
+                )
             for parent, sample in zip(parents, samples, strict=True):
                 results[chunk[parent]].append(sample)
         return results
@@ -153,7 +190,7 @@ class LocalEngine:
 
     def _generate(
         self,
-        model: Any,
+        model: Halves,
         contexts: list[list[int]],
         parents: list[int],
         params: SamplingParams,
@@ -161,8 +198,9 @@ class LocalEngine:
     ) -> list[Sample]:
         """Prefill each context once, then decode all rows in step, dropping rows that have ended."""
         cache = sampling_cache(model.config)
-        stages = stage_contexts(contexts, self.pad, self.device)
-        logits_CV, mask_CX = prefill(model, stages, cache)
+        stages = stage_contexts(contexts, self.pad, self.device, self.stems)
+        last_CD, mask_CX = prefill(model, stages, cache)
+        logits_CV = model.head(last_CD)
         parent_R = torch.tensor(parents, device=self.device)
         cache.batch_select_indices(parent_R)
         mask_RS = mask_CX[parent_R]
@@ -198,14 +236,14 @@ class LocalEngine:
                 live_R, mask_RS = live_R[keep_R], mask_RS[keep_R]
                 place_R, token_R = place_R[keep_R], token_R[keep_R]
             mask_RS = F.pad(mask_RS, (0, 1), value=1)
-            out = model(
+            hidden_R1D = model.body(
                 input_ids=token_R[:, None],
                 attention_mask=mask_RS,
                 position_ids=place_R[:, None],
                 past_key_values=cache,
                 use_cache=True,
             )
-            logits_RV, place_R = out.logits[:, -1], place_R + 1
+            logits_RV, place_R = model.head(hidden_R1D[:, -1]), place_R + 1
         lengths, ended = length_R.tolist(), ended_R.tolist()
         tokens, logprobs = tokens_RT.tolist(), logprobs_RT.tolist()
         return [Sample(tokens[r][:n], logprobs[r][:n], not ended[r]) for r, n in enumerate(lengths)]
@@ -216,26 +254,36 @@ class LocalEngine:
     def logprobs(
         self, sequences: Sequences, which: Which, temperature: float = 1.0
     ) -> list[list[float]]:
-        model = self.policy if which == "policy" else self.base
         results: list[list[float]] = [[] for _ in sequences]
-        for packed in pack(sequences, self.settings.token_budget, self.pad, self.device):
-            _scatter(results, packed, score(model, packed, temperature)[0])
+        for packed in self._pack(sequences):
+            with self._model(which) as model:
+                found_RT, _ = score(model, packed, temperature, self.settings.logits)
+            _scatter(results, packed, found_RT)
         return results
+
+    def _pack(self, sequences: Sequences, whole: bool = False) -> Iterator[Packed]:
+        budget = self.settings.token_budget
+        return pack(sequences, budget, self.pad, self.device, self.stems, whole)
 
     def update(self, data: Sequence[Datum]) -> UpdateResult:
         """One optimizer step: gradients summed over micro-batches, clipped, AdamW with warm-up."""
         result = UpdateResult(0.0, 0.0, 0.0, 0.0, 0.0, [[] for _ in data])
         sequences = [(datum.context, datum.tokens) for datum in data]
         total = sum(sum(datum.weights) for datum in data)
-        for packed in pack(sequences, self.settings.token_budget, self.pad, self.device):
+        whole, logits = self.model_config.gradient_checkpointing, self.settings.logits
+        self.policy.train(
+            whole
+        )  # transformers checkpoints in this mode only; no dropout is left in it
+        for packed in self._pack(sequences, whole):
             weights_RT = packed.pad([datum.weights for datum in data])
             behaviour_RT = packed.pad([datum.logprobs for datum in data])
             advantages_RT = packed.pad([datum.advantages for datum in data])
-            logprobs_RT, entropy_RT = score(self.policy, packed, self.temperature)
+            with self._model("policy") as model:
+                logprobs_RT, entropy_RT = score(model, packed, self.temperature, logits, whole)
             loss_RT = self._loss(logprobs_RT, behaviour_RT, advantages_RT)
             if self.slow.kl:
-                with torch.no_grad():
-                    base_RT, _ = score(self.base, packed, self.temperature)
+                with torch.no_grad(), self._model("base") as model:
+                    base_RT, _ = score(model, packed, self.temperature, logits, whole)
                 kl_RT = losses.kl_k3(logprobs_RT, base_RT)
                 loss_RT = loss_RT + self.slow.kl * kl_RT
                 result.kl += float((kl_RT.detach() * weights_RT).sum()) / total
@@ -244,6 +292,7 @@ class LocalEngine:
             result.loss += float(loss.detach())
             result.entropy += float((entropy_RT * weights_RT).sum()) / total
             _scatter(result.logprobs, packed, logprobs_RT)
+        self.policy.eval()
         result.grad_norm, result.lr = self._optimizer.step()
         result.applied = math.isfinite(result.grad_norm)
         self.version += 1
@@ -273,10 +322,7 @@ class LocalEngine:
     def load(self, directory: Path) -> None:
         try:
             state = torch.load(directory / "optimizer.pt", weights_only=True)
-            loaded = AutoModelForCausalLM.from_pretrained(
-                directory / "model", dtype=self.policy.dtype
-            )
-            self.policy.load_state_dict(loaded.state_dict())
+            load_weights(self.policy, directory / "model", self.model_config.lora is not None)
             self.version = state["version"]
             self._optimizer.restore(state["optimizer"])
         except Exception as error:  # whatever a damaged file makes PyTorch, pickle or JSON say
