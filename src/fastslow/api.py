@@ -15,6 +15,7 @@ from fastslow.collect import derive
 from fastslow.config import Config, TaskConfig
 from fastslow.engine.base import Engine, SamplingParams
 from fastslow.engine.local import LocalEngine
+from fastslow.engine.world import join
 from fastslow.errors import ConfigError
 from fastslow.fast.evolve import Gepa, PromptOptimizer
 from fastslow.fast.population import make_prompt
@@ -22,7 +23,7 @@ from fastslow.fast.reflect import make_reflector
 from fastslow.measure.evaluate import Evaluation, evaluate
 from fastslow.report import write_report
 from fastslow.rollout import Problem, Prompt
-from fastslow.run import Run, State
+from fastslow.run import FollowedRun, Run, State
 from fastslow.session import Observer, Session
 from fastslow.tasks import make_task
 from fastslow.tasks.base import Task, first_of_each_part
@@ -70,7 +71,7 @@ def train(
     check_tracker(config.run)
     task = task or make_task(config.task)
     engine = _prepare(config)
-    run = Run.create(config)
+    run = join().decided(Run.create)(config)
     _train(run, engine, task, reflector, optimizer, observer)
     return run
 
@@ -109,7 +110,10 @@ def _train(
     optimizer: PromptOptimizer | None,
     observer: Observer | None,
 ) -> None:
-    config = run.config
+    world, config = join(), run.config
+    if not world.first:
+        run, observer = FollowedRun(run.dir, config), None
+        config.run.tracker = "none"
     with run.locked():
         session = Session(
             run,
@@ -122,9 +126,11 @@ def _train(
         run.begin()
         try:
             state = loop.train(session)
-            run.finish(summarise(run, state))
-            if config.run.report:
-                write_report(run.dir)
+            if world.first:
+                run.finish(summarise(run, state))
+                if config.run.report:
+                    write_report(run.dir)
+            world.gather(None)  # all have a finished run when one has
         finally:  # last: a tracker may take its time to send what it holds
             session.tracker.finish()
 

@@ -21,7 +21,7 @@ from fastslow.methods import METHODS
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns 0, or 2 after one line on stderr when the input was at fault."""
     arguments = _parser().parse_args(argv)
-    console = Console()
+    console = Console(quiet=os.environ.get("RANK", "0") != "0")  # one of torchrun's processes talks
     _quiet()
     try:
         arguments.command(arguments, console)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from fastslow.engine.base import Engine, Sample, SamplingParams, Which
+from fastslow.engine.world import join
 from fastslow.reuse import ReuseCache
 from fastslow.rollout import Group, Problem, Prompt, Rollout, Score
 from fastslow.tasks.base import Task, judge
@@ -48,8 +49,11 @@ def roll_out(
     samples = [sample for row in drawn for sample in row]
     turn = 0
     while live:
-        for episode, sample in zip(live, samples, strict=True):
-            episode.play(sample, params.max_tokens)
+        pairs_of = zip(live, samples, strict=True)
+        said = [episode.speak(sample, params.max_tokens) for episode, sample in pairs_of]
+        outcomes = join().decided(judged)(task, live, said)
+        for episode, outcome in zip(live, outcomes, strict=True):
+            episode.hear(outcome, params.max_tokens)
         live = [episode for episode in live if not episode.ended]
         if live:
             turn += 1
@@ -61,13 +65,21 @@ def roll_out(
     return [[episode.rollout for episode in row] for row in episodes]
 
 
+def judged(task: Task, episodes: Sequence[Episode], turns: Sequence[str]) -> list[str | Score]:
+    """What each episode's environment makes of the policy's turn."""
+    return [
+        judge(task, episode.problem, episode.environment, turn)
+        for episode, turn in zip(episodes, turns, strict=True)
+    ]
+
+
 class Episode:
     """A rollout in the making: the policy's turns and, masked, its environment's."""
 
     def __init__(
         self, engine: Engine, task: Task, prompt: Prompt, problem: Problem, context: list[int]
     ) -> None:
-        self.engine, self.task, self.problem = engine, task, problem
+        self.engine, self.problem = engine, problem
         self.environment = task.environment(problem)
         self.ended = False
         self.rollout = Rollout(
@@ -81,16 +93,20 @@ class Episode:
             policy_version=engine.version,
         )
 
-    def play(self, sample: Sample, limit: int) -> None:
-        """Add a turn of the policy and what its environment makes of it."""
+    def speak(self, sample: Sample, limit: int) -> str:
+        """Add a turn of the policy; returns its text."""
         rollout = self.rollout
         room = limit - len(rollout.tokens)
         rollout.truncated = sample.truncated or len(sample.tokens) > room
         tokens = sample.tokens[:room]
         self._extend(tokens, sample.logprobs[:room], 1)
         turn = self.engine.decode(tokens)
-        outcome = judge(self.task, self.problem, self.environment, turn)
         rollout.text += turn
+        return turn
+
+    def hear(self, outcome: str | Score, limit: int) -> None:
+        """Add what the environment makes of that turn: a reply, or the end."""
+        rollout = self.rollout
         if isinstance(outcome, str):
             rollout.text += f"\n[reply] {outcome}\n"
             reply = self.engine.render_reply(outcome)

@@ -236,6 +236,29 @@ class Run:
                 path.unlink()
 
 
+class FollowedRun(Run):
+    """A run as the processes beside the first see it: read, and never written to."""
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        yield
+
+    def log(self, name: str, rows: Iterable[dict[str, Any]]) -> None: ...
+
+    def log_rollouts(self, step: int, groups: Iterable[Group]) -> None: ...
+
+    def _write(self, name: str, text: str) -> None: ...
+
+    def save(self, state: State, engine: Engine) -> None: ...
+
+    def restore(self, engine: Engine) -> State | None:
+        found = self.checkpoints()
+        if not found:
+            return None
+        engine.load(found[-1])
+        return self.read_state(found[-1])
+
+
 def _read_checkpoint(checkpoint: Path) -> tuple[State, dict[str, int]]:
     """The state and how long each log was."""
     try:

@@ -37,6 +37,7 @@ from fastslow.engine.loading import (
     load_weights,
 )
 from fastslow.engine.optimizer import Optimizer
+from fastslow.engine.world import join
 from fastslow.errors import ConfigError, ModelError, RunError
 from fastslow.slow import loss as losses
 
@@ -48,6 +49,7 @@ class LocalEngine:
 
     def __init__(self, config: Config) -> None:
         self.slow, self.settings = config.slow, config.engine
+        self.world = join()
         self.temperature = config.sampling.temperature
         self.device = find_device(config.model.device)
         self.model_config = config.model
@@ -162,6 +164,7 @@ class LocalEngine:
     ) -> list[list[Sample]]:
         results: list[list[Sample]] = [[] for _ in contexts]
         order = sorted((c for c in range(len(contexts)) if counts[c]), key=lambda c: contexts[c])
+        order = self.world.share(order, [counts[c] for c in order])
         firsts = list(itertools.accumulate(counts, initial=0))
         while order:
             chunk: list[int] = []
@@ -179,7 +182,8 @@ class LocalEngine:
                 )
             for parent, sample in zip(parents, samples, strict=True):
                 results[chunk[parent]].append(sample)
-        return results
+        parts = self.world.gather(results)
+        return [list(itertools.chain(*rows)) for rows in zip(*parts, strict=True)]
 
     def _check_length(self, length: int) -> None:
         if length >= self.context_length:
@@ -259,11 +263,22 @@ class LocalEngine:
             with self._model(which) as model:
                 found_RT, _ = score(model, packed, temperature, self.settings.logits)
             _scatter(results, packed, found_RT)
-        return results
+        return self._gathered(results)
 
     def _pack(self, sequences: Sequences, whole: bool = False) -> Iterator[Packed]:
+        """This process's share of the sequences in micro-batches; rows are numbered as in the whole."""
+        order = sorted(range(len(sequences)), key=lambda row: sequences[row][0])
+        mine = self.world.share(order, [sum(map(len, sequences[row])) for row in order])
+        chosen = [sequences[row] for row in mine]
         budget = self.settings.token_budget
-        return pack(sequences, budget, self.pad, self.device, self.stems, whole)
+        for packed in pack(chosen, budget, self.pad, self.device, self.stems, whole):
+            packed.rows = [mine[row] for row in packed.rows]
+            yield packed
+
+    def _gathered(self, results: list[list[float]]) -> list[list[float]]:
+        """Each row from the process that has it."""
+        parts = self.world.gather(results)
+        return [next(filter(None, rows), []) for rows in zip(*parts, strict=True)]
 
     def update(self, data: Sequence[Datum]) -> UpdateResult:
         """One optimizer step: gradients summed over micro-batches, clipped, AdamW with warm-up."""
@@ -293,6 +308,11 @@ class LocalEngine:
             result.entropy += float((entropy_RT * weights_RT).sum()) / total
             _scatter(result.logprobs, packed, logprobs_RT)
         self.policy.eval()
+        result.logprobs = self._gathered(result.logprobs)
+        result.loss, result.kl, result.entropy = map(
+            sum, zip(*self.world.gather((result.loss, result.kl, result.entropy)), strict=True)
+        )
+        self._optimizer.add_up(self.world)
         result.grad_norm, result.lr = self._optimizer.step()
         result.applied = math.isfinite(result.grad_norm)
         self.version += 1

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fastslow.config import SlowConfig
+from fastslow.engine.world import World
 
 
 class Optimizer:
@@ -25,6 +26,14 @@ class Optimizer:
         self.adam = torch.optim.AdamW(
             self.masters, lr=slow.lr, betas=slow.betas, weight_decay=slow.weight_decay
         )
+
+    def add_up(self, world: World) -> None:
+        """Sum the gradients over the processes; one that had nothing to learn from adds zeros."""
+        if world.size > 1:
+            for parameter in self.parameters:
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+            world.add([p.grad for p in self.parameters if p.grad is not None])
 
     def step(self) -> tuple[float, float]:
         """Apply and clear the gradients; returns their norm before clipping and the rate used."""

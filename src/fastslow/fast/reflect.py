@@ -21,6 +21,7 @@ from gepa.strategies.instruction_proposal import InstructionProposalSignature
 
 from fastslow.config import FastConfig
 from fastslow.engine.base import Engine, SamplingParams, Which
+from fastslow.engine.world import join
 from fastslow.errors import ConfigError, ReflectorError
 from fastslow.imports import import_object
 from fastslow.rollout import sentences
@@ -305,12 +306,31 @@ def callable_complete(function: Callable[[str], str]) -> Complete:
     return complete
 
 
+@dataclass
+class Relayed:
+    """A reflector outside, which the first of several processes asks for all."""
+
+    reflector: LanguageModel
+    usage: Usage = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.usage = self.reflector.usage
+
+    def propose(self, jobs: Sequence[Job], rng: random.Random) -> list[str | None]:
+        def ask() -> tuple[list[str | None], object]:
+            return self.reflector.propose(jobs, rng), rng.getstate()
+
+        proposals, state = join().decided(ask)()
+        rng.setstate(state)  # type: ignore[arg-type]
+        return proposals
+
+
 def make_reflector(
     config: FastConfig, engine: Engine, function: Callable[[str], str] | None = None
 ) -> Reflector:
     """The reflector that `fast.reflector` names; `function` takes its place when given."""
     if function is not None:
-        return LanguageModel(callable_complete(function))
+        return Relayed(LanguageModel(callable_complete(function)))
     kind = config.reflector
     if kind == "offline":
         return Offline()
@@ -318,8 +338,7 @@ def make_reflector(
         which: Which = "policy" if kind == "self" else "base"
         return engine_reflector(engine, which, config.reflector_args)
     if kind.startswith("python:"):
-        return LanguageModel(
-            callable_complete(import_object(kind[len("python:") :], "fast.reflector"))
-        )
+        complete = import_object(kind[len("python:") :], "fast.reflector")
+        return Relayed(LanguageModel(callable_complete(complete)))
     usage = Usage()
-    return LanguageModel(litellm_complete(kind, usage, config.reflector_args), usage)
+    return Relayed(LanguageModel(litellm_complete(kind, usage, config.reflector_args), usage))

@@ -1,0 +1,110 @@
+"""Two processes against one: the same run, whoever does the work."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from safetensors.torch import load_file
+
+import fastslow
+from conftest import Letters
+from fastslow import Problem, Score
+from fastslow.engine.world import World
+
+
+class Moody(Letters):
+    """Scores as its process does: only one process's scores may count."""
+
+    def score(self, problem: Problem, response: str) -> Score:
+        found = super().score(problem, response)
+        return found if os.environ.get("RANK", "0") == "0" else Score(1 - found.reward, "Wrong.")
+
+
+def reflect(prompt: str) -> str:
+    return f"```\nWrite words. Process {os.environ.get('RANK', '0')} says so.\n```"
+
+
+def started(settings: dict, path: Path, command: str = "train") -> subprocess.CompletedProcess:
+    path.write_text(yaml.safe_dump(settings))
+    target = settings["run"]["dir"] if command == "resume" else str(path)
+    paths = [
+        str(Path(__file__).parent),
+        str(Path(__file__).parents[1]),
+        os.environ.get("PYTHONPATH", ""),
+    ]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    return subprocess.run(
+        [*torchrun, "--standalone", "-m", "fastslow", command, target],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def rows(directory: Path) -> list[dict]:
+    found = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    for row in found:
+        row.pop("seconds")
+    return found
+
+
+def assert_alike(one: object, other: object, place: str = "") -> None:
+    """Equal up to the rounding of sums in another order."""
+    if isinstance(one, dict):
+        assert isinstance(other, dict)
+        assert one.keys() == other.keys(), place
+        for key in one:
+            assert_alike(one[key], other[key], f"{place}.{key}")
+    elif isinstance(one, float):
+        assert other == pytest.approx(one, rel=1e-3, abs=2e-5), place
+    else:
+        assert one == other, place
+
+
+@pytest.mark.parametrize("reflector", ["offline", "python:test_world:reflect", "self"])
+def test_two_processes_make_the_run_of_one(
+    small: dict, tmp_path: Path, monkeypatch, reflector: str
+):
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    small["task"] = {"name": "test_world:Moody"}
+    small["fast"] |= {"reflector": reflector}
+    if reflector == "self":
+        small["fast"] |= {"reflector_args": {"max_tokens": 4}}
+    alone = fastslow.train(small | {"run": small["run"] | {"dir": str(tmp_path / "one")}})
+    small["run"] |= {"dir": str(tmp_path / "two")}
+    done = started(small, tmp_path / "two.yaml")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("best prompt") == 1  # one of them talks
+    for mine, theirs in zip(rows(alone.dir), rows(tmp_path / "two"), strict=True):
+        assert_alike(mine, theirs, f"step {mine['step']}")
+    weights = [
+        load_file(max((d / "checkpoints").iterdir()) / "model/model.safetensors")
+        for d in (alone.dir, tmp_path / "two")
+    ]
+    for name, weight in weights[0].items():
+        assert (weight - weights[1][name]).abs().max() < 2e-4, name
+
+
+def test_what_one_process_refuses_ends_all_with_one_line(small: dict, tmp_path: Path):
+    assert started(small, tmp_path / "a.yaml").returncode == 0
+    again = started(small, tmp_path / "a.yaml")
+    assert again.returncode != 0
+    assert "a run is here already" in again.stderr
+
+
+def test_shares_are_all_of_it_and_even():
+    for size in (1, 2, 3, 8):
+        costs = [1 + (i * 7) % 5 for i in range(40)]
+        parts = [World(rank, size).share(range(40), costs) for rank in range(size)]
+        assert [item for part in parts for item in part] == list(range(40))
+        loads = [sum(costs[item] for item in part) for part in parts]
+        assert max(loads) - min(loads) <= 2 * max(costs)
+    assert [World(r, 4).share([5], [3.0]) for r in range(4)].count([5]) == 1
+    assert World(0, 2).share([], []) == []
