@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 import torch
 
 import fastslow
 from conftest import Letters
-from fastslow import Environment, Problem, Rollout, Score, TaskError
-from fastslow.collect import roll_out
-from fastslow.engine.base import Datum, SamplingParams
+from fastslow import ConfigError, Environment, Problem, Rollout, Score, TaskError
+from fastslow.collect import Episode, roll_out
+from fastslow.engine.base import Datum, Sample, SamplingParams
 from fastslow.engine.local import LocalEngine
 from fastslow.fast.population import make_prompt
 from fastslow.measure.evaluate import drift, evaluate
@@ -176,3 +178,81 @@ def test_fst_trains_on_episodes(small: dict):
     assert run.summary["rollouts"]["rl"] > 0
     fresh = [row["ratio"]["fresh"]["deviation"] for row in run.metrics if "ratio" in row]
     assert max(fresh) < 1e-3
+
+
+# -- thinking ---------------------------------------------------------------------------------------
+
+
+class Heard(Letters):
+    """Keeps what it is given to judge."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.responses: list[str] = []
+
+    def score(self, problem: Problem, response: str) -> Score:
+        self.responses.append(response)
+        return Score(1.0, "Good.")
+
+
+def thinker(tiny: Path, **sampling: object) -> LocalEngine:
+    settings = {"thinking_tokens": 5, "thinking_end": "Stop.</think>", "max_tokens": 24} | sampling
+    return LocalEngine(fastslow.Config.parse({"model": {"name": str(tiny)}, "sampling": settings}))
+
+
+def test_thinking_over_budget_is_interrupted_and_goes_on(tiny: Path):
+    model, task = thinker(tiny), Heard()
+    close = model.tokenizer("Stop.</think>").input_ids
+    problems = task.problems("train")[:2]
+    params = SamplingParams(max_tokens=24)
+    rows = roll_out(model, task, [(PROMPT, p) for p in problems], [6, 6], params, seed=3)
+    rollouts = [rollout for row in rows for rollout in row]
+    cut = [rollout for rollout in rollouts if len(rollout.tokens) > 5]
+    assert len(cut) >= 10  # a random model hardly ever ends within five tokens
+    for rollout in cut:
+        n = len(close)
+        assert rollout.tokens[5 : 5 + n] == close
+        assert rollout.mask == [1] * 5 + [0] * n + [1] * (len(rollout.tokens) - 5 - n)
+        assert len(rollout.tokens) <= 24
+        (scored,) = model.logprobs([(rollout.context, rollout.tokens)], "policy")
+        written = [
+            (a, b) for a, b, bit in zip(scored, rollout.logprobs, rollout.mask, strict=True) if bit
+        ]
+        assert all(a == pytest.approx(b, abs=2e-5) for a, b in written)
+        assert rollout.text == model.decode(rollout.tokens)
+        assert (
+            rollout.text.partition("Stop.</think>")[2] in task.responses
+        )  # the answer alone is judged
+    assert all(r.truncated == (len(r.tokens) == 24) for r in cut if r.tokens[-1] not in model.stops)
+
+
+def test_an_answer_begun_within_the_budget_is_not_interrupted(tiny: Path):
+    model, task = thinker(tiny, thinking_tokens=12), Heard()
+    problem = task.problems("train")[0]
+    episode = Episode(model, task, PROMPT, problem, [1, 2])
+    begun = model.tokenizer("so</think>it").input_ids
+    assert episode.speak(Sample(begun, [-1.0] * len(begun), truncated=True), 24) is None
+    assert episode.rollout.mask == [1] * len(begun)
+    assert episode.speak(Sample([7, model.stops[0]], [-1.0] * 2, truncated=False), 24) is not None
+    assert not episode.rollout.truncated
+    assert episode.rollout.text.startswith("so</think>it")
+
+
+def test_a_budget_that_leaves_no_answer_is_refused(tiny: Path):
+    with pytest.raises(ConfigError, match=r"sampling.thinking_tokens = 23: .*leaves no answer"):
+        thinker(tiny, thinking_tokens=23)
+
+
+def test_the_template_is_told_whether_to_think(tiny: Path, tmp_path: Path):
+    shutil.copytree(tiny, tmp_path / "m")
+    template = (
+        "{% for m in messages %}{{ m.content }} {% endfor %}{% if enable_thinking is defined %}"
+    )
+    template += "{{ 'yes' if enable_thinking else 'no' }}{% endif %}"
+    (tmp_path / "m/chat_template.jinja").write_text(template)
+    ends = {}
+    for mode in (None, "on", "off"):
+        config = {"model": {"name": str(tmp_path / "m"), "thinking": mode}}
+        model = LocalEngine(fastslow.Config.parse(config))
+        ends[mode] = model.decode(model.render("a", "b"))
+    assert ends == {None: "a b ", "on": "a b yes", "off": "a b no"}

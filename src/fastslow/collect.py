@@ -9,7 +9,7 @@ from dataclasses import replace
 from fastslow.engine.base import Engine, Sample, SamplingParams, Which
 from fastslow.engine.world import join
 from fastslow.reuse import ReuseCache
-from fastslow.rollout import Group, Problem, Prompt, Rollout, Score
+from fastslow.rollout import THOUGHTS, Group, Problem, Prompt, Rollout, Score
 from fastslow.tasks.base import Task, judge
 
 Pair = tuple[Prompt, Problem]
@@ -44,15 +44,18 @@ def roll_out(
         [Episode(engine, task, *pair, context) for _ in range(count)]
         for pair, context, count in zip(pairs, contexts, counts, strict=True)
     ]
-    drawn = engine.sample(contexts, counts, params, seed, which)
+    budget = engine.thinking.budget if engine.thinking else params.max_tokens
+    begun = replace(params, max_tokens=min(budget, params.max_tokens))
+    drawn = engine.sample(contexts, counts, begun, seed, which)
     live = [episode for row in episodes for episode in row]
     samples = [sample for row in drawn for sample in row]
     turn = 0
     while live:
         pairs_of = zip(live, samples, strict=True)
-        said = [episode.speak(sample, params.max_tokens) for episode, sample in pairs_of]
-        outcomes = join().decided(judged)(task, live, said)
-        for episode, outcome in zip(live, outcomes, strict=True):
+        said = [(episode, episode.speak(sample, params.max_tokens)) for episode, sample in pairs_of]
+        done = [(episode, turn) for episode, turn in said if turn is not None]
+        outcomes = join().decided(judged)(task, done)
+        for (episode, _), outcome in zip(done, outcomes, strict=True):
             episode.hear(outcome, params.max_tokens)
         live = [episode for episode in live if not episode.ended]
         if live:
@@ -65,11 +68,11 @@ def roll_out(
     return [[episode.rollout for episode in row] for row in episodes]
 
 
-def judged(task: Task, episodes: Sequence[Episode], turns: Sequence[str]) -> list[str | Score]:
-    """What each episode's environment makes of the policy's turn."""
+def judged(task: Task, turns: Sequence[tuple[Episode, str]]) -> list[str | Score]:
+    """What each episode's environment makes of the policy's turn: of its answer, not of its thoughts."""
     return [
-        judge(task, episode.problem, episode.environment, turn)
-        for episode, turn in zip(episodes, turns, strict=True)
+        judge(task, episode.problem, episode.environment, THOUGHTS.sub("", turn))
+        for episode, turn in turns
     ]
 
 
@@ -82,6 +85,8 @@ class Episode:
         self.engine, self.problem = engine, problem
         self.environment = task.environment(problem)
         self.ended = False
+        self.turn: list[int] = []  # the tokens of the turn in the making
+        self.hurried = False  # whether its thinking has been interrupted
         self.rollout = Rollout(
             problem_id=problem.id,
             prompt_id=prompt.id,
@@ -93,16 +98,32 @@ class Episode:
             policy_version=engine.version,
         )
 
-    def speak(self, sample: Sample, limit: int) -> str:
-        """Add a turn of the policy; returns its text."""
+    def speak(self, sample: Sample, limit: int) -> str | None:
+        """Add what the policy wrote; returns the turn's text, None while that goes on."""
         rollout = self.rollout
         room = limit - len(rollout.tokens)
         rollout.truncated = sample.truncated or len(sample.tokens) > room
         tokens = sample.tokens[:room]
         self._extend(tokens, sample.logprobs[:room], 1)
-        turn = self.engine.decode(tokens)
+        self.turn += tokens
+        if self._interrupted(limit):
+            return None
+        turn, self.turn = self.engine.decode(self.turn), []
         rollout.text += turn
         return turn
+
+    def _interrupted(self, limit: int) -> bool:
+        """Whether the turn was cut at its budget for thinking and goes on."""
+        thinking, rollout = self.engine.thinking, self.rollout
+        if thinking is None or self.hurried or not rollout.truncated:
+            return False
+        self.hurried = True
+        if "</think>" not in self.engine.decode(self.turn):  # else it was answering already
+            close = thinking.close[: limit - len(rollout.tokens)]
+            self._extend(close, [0.0] * len(close), 0)
+            self.turn += close
+        rollout.truncated = False
+        return True
 
     def hear(self, outcome: str | Score, limit: int) -> None:
         """Add what the environment makes of that turn: a reply, or the end."""

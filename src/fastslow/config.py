@@ -107,7 +107,10 @@ class EngineConfig(Section):
 class SamplingConfig(Section):
     temperature: float = Field(1.0, gt=0)
     top_p: float = Field(1.0, gt=0, le=1)
-    max_tokens: int = Field(1024, ge=1)
+    max_tokens: int = Field(1024, ge=1)  # of a whole response, thinking included
+    # After so many tokens of thinking the phrase is put in, masked from the loss; None: never.
+    thinking_tokens: int | None = Field(None, ge=1)
+    thinking_end: str = "\n\nTime is up: I stop thinking and give my answer.\n</think>\n\n"
     stop: list[str] = Field(
         default_factory=list
     )  # each must be one token; end-of-turn always stops

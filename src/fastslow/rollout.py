@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
+THOUGHTS = re.compile(r".*</think>|<think>.*", re.DOTALL)  # what precedes an answer, or never ended
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 
 

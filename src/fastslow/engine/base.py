@@ -18,6 +18,17 @@ class SamplingParams:
     max_tokens: int = 1024
 
 
+@dataclass(frozen=True, slots=True)
+class Thinking:
+    """How long a response may think before it is told to answer (ScaleRL, arXiv 2510.13786).
+
+    One that is still thinking after `budget` tokens goes on behind `close`, tokens that it did not write.
+    """
+
+    budget: int
+    close: list[int]
+
+
 @dataclass(slots=True)
 class Sample:
     """One sampled response: token ids (the stop token included) and their log-probabilities.
@@ -69,6 +80,7 @@ class Engine(Protocol):
 
     version: int
     context_length: int
+    thinking: Thinking | None  # None: nothing interrupts it
 
     def render(self, system: str, user: str) -> list[int]:
         """The chat prompt as token ids, ready for a response."""

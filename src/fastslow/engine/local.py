@@ -22,8 +22,8 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from fastslow import pocket
-from fastslow.config import Config
-from fastslow.engine.base import Datum, Sample, SamplingParams, UpdateResult, Which
+from fastslow.config import Config, SamplingConfig
+from fastslow.engine.base import Datum, Sample, SamplingParams, Thinking, UpdateResult, Which
 from fastslow.engine.batching import Packed, Sequences, pack, stage_contexts
 from fastslow.engine.cache import sampling_cache
 from fastslow.engine.forward import Halves, draw, halve, prefill, score
@@ -75,6 +75,7 @@ class LocalEngine:
         if self.pad is None:
             self.pad = self.tokenizer.eos_token_id
         self.stops = self._stop_tokens(config.sampling.stop)
+        self.thinking = self._thinking(config.sampling)
         try:
             self.render("Be brief.", "Hello.")
         except TemplateError as error:
@@ -120,6 +121,18 @@ class LocalEngine:
                 )
             stops.add(ids[0])
         return sorted(stops)
+
+    def _thinking(self, sampling: SamplingConfig) -> Thinking | None:
+        if sampling.thinking_tokens is None:
+            return None
+        close = self.tokenizer(sampling.thinking_end, add_special_tokens=False).input_ids
+        if sampling.thinking_tokens + len(close) >= sampling.max_tokens:
+            raise ConfigError(
+                f"sampling.thinking_tokens = {sampling.thinking_tokens}: with the {len(close)} tokens of "
+                "sampling.thinking_end it leaves no answer within sampling.max_tokens = "
+                f"{sampling.max_tokens}"
+            )
+        return Thinking(sampling.thinking_tokens, close)
 
     # -- text ---------------------------------------------------------------------------------
 

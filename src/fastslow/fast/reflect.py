@@ -24,9 +24,8 @@ from fastslow.engine.base import Engine, SamplingParams, Which
 from fastslow.engine.world import join
 from fastslow.errors import ConfigError, ReflectorError
 from fastslow.imports import import_object
-from fastslow.rollout import sentences
+from fastslow.rollout import THOUGHTS, sentences
 
-THOUGHT = re.compile(r".*</think>|<think>.*", re.DOTALL)  # what precedes the answer, or never ended
 OPENINGS = ("Remember:", "Important:", "Note:")
 REFUSAL = re.compile(
     r"^\W*(i['’]?m sorry|i am sorry|sorry|i can(?:not|['’]t)|i am unable|i['’]?m unable|as an ai\b)",
@@ -201,7 +200,7 @@ def extract(answer: object) -> str | None:
         return None
     blocks: list[str] = []
     depth, lines = 0, []
-    for line in THOUGHT.sub("", answer).splitlines():
+    for line in THOUGHTS.sub("", answer).splitlines():
         mark = line.strip()
         if not mark.startswith("```"):
             lines.append(line)
