@@ -15,6 +15,7 @@ from fastslow.collect import derive
 from fastslow.config import Config, TaskConfig
 from fastslow.engine.base import Engine, SamplingParams
 from fastslow.engine.local import LocalEngine
+from fastslow.engine.memory import peak_memory
 from fastslow.engine.world import join
 from fastslow.errors import ConfigError
 from fastslow.fast.evolve import Gepa, PromptOptimizer
@@ -163,6 +164,7 @@ def summarise(run: Run, state: State) -> dict[str, Any]:
         "rollouts": dict(state.spent),
         "reflection": dict(state.reflection),
         "seconds": {key: round(value, 2) for key, value in state.seconds.items()},
+        "peak_memory": peak_memory(),
         "best_prompt": state.population[0].text,
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S"),
     }

@@ -116,6 +116,13 @@ def _parser() -> argparse.ArgumentParser:
         "runs", type=Path, nargs="+", help="runs; those of one method side by side"
     )
     decompose.add_argument("--n", type=int, default=4, help="responses per problem (default 4)")
+    plan = add("plan", _plan, "what a run will take: rollouts, tokens, memory, reflection, hours")
+    plan.add_argument("config", type=Path)
+    plan.add_argument("--method", choices=METHODS)
+    plan.add_argument(
+        "--like", type=Path, metavar="RUN_DIR", help="an earlier run, however short, to learn from"
+    )
+    plan.add_argument("--set", action="append", default=[], metavar="KEY.PATH=VALUE", dest="sets")
     demo = add("demo", _demo, "FST, then RL with the same rollouts, on the embedded model")
     demo.add_argument(
         "config", type=Path, nargs="?", default=Path("configs/pocket/star_graph.yaml")
@@ -138,6 +145,18 @@ def _train(arguments: argparse.Namespace, console: Console) -> None:
     with Display(config, console) as display:
         run = api.train(config, observer=display)
     _report([run], console)
+
+
+def _plan(arguments: argparse.Namespace, console: Console) -> None:
+    from fastslow.display import plan_table
+    from fastslow.plan import make_plan
+    from fastslow.run import Run
+
+    overrides = dict(parse_override(text) for text in arguments.sets)
+    if arguments.method:
+        overrides["loop.method"] = arguments.method
+    like = Run.open(arguments.like) if arguments.like else None
+    console.print(plan_table(make_plan(Config.load(arguments.config, overrides), like)))
 
 
 def _resume(arguments: argparse.Namespace, console: Console) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -18,6 +18,9 @@ from fastslow.config import Config
 from fastslow.report.prompts import family
 from fastslow.run import State
 from fastslow.tasks.base import Split, Task, judge, problems_of
+
+if TYPE_CHECKING:
+    from fastslow.plan import Plan
 
 BLOCKS = " ▁▂▃▄▅▆▇█"
 WIDTH = 48  # columns of a curve
@@ -206,3 +209,40 @@ def shown_problems(task: Task, split: Split, count: int) -> Iterator[Panel]:
                 Text.assemble((f"{reward:<10}", colour), reply),
             ]
         yield Panel(Group(*lines), title=f"{problem.id}", title_align="left")
+
+
+def plan_table(plan: Plan) -> Table:
+    """What a run will take, a line for each thing that is paid for."""
+    from fastslow.engine.memory import peak  # imports transformers
+
+    counts, gib = plan.counts, 2**30
+    table = Table(box=None, padding=(0, 2), show_header=False)
+    table.add_column(style="bold")
+    table.add_column(justify="right")
+    table.add_column(style="dim")
+    rows = [
+        ("steps", f"{counts.steps:,}", f"{counts.cycles:,} cycles"),
+        ("rollouts for RL", f"{counts.rl:,}", f"and {counts.reused:,} of GEPA's again"),
+        ("rollouts for GEPA", f"{counts.gepa:,}", ""),
+        ("rollouts for evaluation", f"{counts.eval:,}", ""),
+        ("tokens of a prompt", f"{plan.context:,.0f}", "mean, with the seed prompt"),
+        (
+            "tokens of a response",
+            f"{plan.response:,.0f}",
+            "as in the earlier run" if plan.measured else "at most; --like RUN_DIR knows better",
+        ),
+        ("tokens sampled", f"{plan.generated:,.0f}", ""),
+        ("tokens learned from", f"{plan.learned:,.0f}", ""),
+    ]
+    rows += [(f"GiB for {name}", f"{size / gib:.2f}", "") for name, size in plan.memory.items()]
+    rows += [("GiB at the peak", f"{peak(plan.memory) / gib:.2f}", "on each device")]
+    price = "its price is not known" if plan.dollars is None else f"${plan.dollars:.2f}"
+    rows += [
+        ("reflection calls", f"{counts.reflections:,}", f"{plan.reflection_tokens:,} tokens in"),
+        ("reflection costs", price, ""),
+    ]
+    if plan.seconds is not None:
+        rows += [("hours", f"{plan.seconds / 3600:.2f}", "at the earlier run's pace")]
+    for row in rows:
+        table.add_row(*row)
+    return table

@@ -1,0 +1,109 @@
+"""How much memory the local engine takes on its device, by what it is for; and how much it took."""
+
+from __future__ import annotations
+
+import resource
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from fastslow import pocket
+from fastslow.config import Config
+from fastslow.engine.loading import first_line
+from fastslow.errors import ModelError
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """A model's sizes, from its configuration alone: no weights are loaded."""
+
+    source: str | Path
+    parameters: int
+    linear: int  # parameters of linear layers but the output's, in and out summed per layer
+    layers: int
+    hidden: int
+    queries: int  # heads x head size
+    keys: int  # key-value heads x head size
+    inner: int  # of the feed-forward part
+    vocabulary: int
+
+    @classmethod
+    def of(cls, config: Config) -> Shape:
+        name = config.model.name
+        source = pocket.path() if name == "pocket" else name
+        try:
+            found: Any = AutoConfig.from_pretrained(source)
+            with torch.device("meta"):
+                model = AutoModelForCausalLM.from_config(found)
+        except Exception as error:
+            raise ModelError(f"model.name = {str(source)!r}: {first_line(error)}") from None
+        text = found.get_text_config()
+        head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+        layers = [m for m in model.modules() if isinstance(m, torch.nn.Linear)]
+        layers = [m for m in layers if m is not model.get_output_embeddings()]
+        return cls(
+            source=source,
+            parameters=sum({id(p): p.numel() for p in model.parameters()}.values()),
+            linear=sum(m.in_features + m.out_features for m in layers),
+            layers=text.num_hidden_layers,
+            hidden=text.hidden_size,
+            queries=text.num_attention_heads * head,
+            keys=text.num_key_value_heads * head,
+            inner=text.intermediate_size,
+            vocabulary=text.vocab_size,
+        )
+
+
+def parts_of_memory(
+    config: Config, shape: Shape, context: float, response: float
+) -> dict[str, float]:
+    """Bytes by purpose. Sampling and learning take turns: the peak is the rest with the larger of the two.
+
+    What layers keep for the backward pass is counted from Qwen3's layout, other families differ a little.
+    """
+    loop, engine = config.loop, config.engine
+    size = 4 if config.model.dtype == "float32" else 2
+    lora = config.model.lora
+    learned = shape.parameters if lora is None else lora.rank * shape.linear
+    masters = learned if size == 2 and lora is None else 0
+    width = context + response
+    kept = 8 * shape.hidden + 5 * shape.queries + 4 * shape.keys + 4 * shape.inner
+    per_token = size * shape.layers * kept
+    if config.model.gradient_checkpointing:
+        per_token = size * (shape.layers * shape.hidden + kept)
+        tokens = loop.problems * loop.group * width
+    else:
+        tokens = loop.problems * (context * config.fast.k + loop.group * response)
+    micro = min(engine.token_budget, tokens)
+    logits = min(engine.logits, micro * shape.vocabulary)
+    rows = min(engine.rows, loop.problems * loop.group)
+    base = 0 if lora is not None and config.model.base is None else size * shape.parameters
+    process = (
+        0 if torch.cuda.is_available() else peak_memory()
+    )  # a CPU's memory holds the libraries too
+    return {
+        "process": process,
+        "weights": size * shape.parameters + (4 * learned if lora is not None else 0),
+        "base": base,
+        "gradients": size * learned + 4 * masters,
+        "optimizer": 4 * (2 * learned + masters),
+        "learning": micro * per_token + 3 * 4 * logits,
+        "sampling": rows * width * shape.layers * 2 * shape.keys * size
+        + 8 * rows * shape.vocabulary,
+    }
+
+
+def peak(parts: dict[str, float]) -> float:
+    """The most that is held at once, in bytes."""
+    both = parts["learning"], parts["sampling"]
+    return sum(parts.values()) - min(both)
+
+
+def peak_memory() -> int:
+    """The most that this process has held so far, in bytes: on its GPU where it has one."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

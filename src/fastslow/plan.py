@@ -1,0 +1,235 @@
+"""What a run will take, before it is paid for: rollouts, tokens, memory, reflection, hours.
+
+Counts follow from the configuration. How long prompts and responses are, how much of its budget GEPA spends
+and how fast tokens come are taken from an earlier run, however short (`like`); without one prompts
+are measured on the task, and responses are as long as they may be.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+from fastslow.config import Config
+from fastslow.engine.memory import Shape, parts_of_memory
+from fastslow.errors import ConfigError
+from fastslow.methods import METHODS
+from fastslow.run import Run
+from fastslow.tasks import make_task
+from fastslow.tasks.base import Task, problems_of
+
+SAMPLE = 200  # problems whose prompts are measured
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """Rollouts by purpose; `reused` are GEPA's that serve RL and are not in `rl`."""
+
+    steps: int
+    cycles: int
+    rl: int
+    gepa: int
+    reused: int
+    eval: int
+    reflections: int
+
+
+@dataclass(frozen=True, slots=True)
+class Habits:
+    """What an earlier run tells, or the guesses in its place."""
+
+    response: float  # tokens
+    gepa_share: float = 1.0  # of the budget that a fast phase spends
+    reuse_share: float = 1.0  # of what the cache could serve
+    proposals: float | None = None  # per fast phase
+    seconds: dict[str, float] | None = None  # per rollout made, learned from, evaluated
+
+
+def count(config: Config, habits: Habits) -> Counts:
+    """Rollouts of a run, from its configuration and habits."""
+    loop, fast, method = config.loop, config.fast, METHODS[config.loop.method]
+    batch = loop.problems * loop.group
+    anchors = _anchors(config)
+    phase = habits.gepa_share * fast.budget
+    first = habits.gepa_share * (fast.initial_budget or fast.budget)
+    served = 0.0
+    if config.reuse.enabled and method.trains_under_its_prompts:
+        served = habits.reuse_share * min(fast.k * anchors, loop.cycle * batch)
+    learns = 0 if method.learns == "nothing" else 1
+    rl = gepa = reused = 0.0
+    phases = steps = 0
+    last = method.evolves == "end"
+    for step in range(0 if last and not learns else loop.steps):
+        if step % loop.cycle == 0:
+            due = method.evolves == "cycle" or (method.evolves == "stage" and step == 0)
+            if due:
+                gepa += first if phases == 0 else phase
+                phases += 1
+            cached = served if due else 0.0
+        share = min(cached, batch) * learns
+        cached -= share
+        reused += share
+        rl += batch * learns - share
+        steps += 1
+        kept = first if last else 0
+        if loop.rollouts is not None and rl + gepa + kept >= loop.rollouts:
+            break
+    if last:
+        gepa, phases, steps = gepa + first, phases + 1, steps + 1
+    per_phase = habits.proposals or _proposals(config)
+    return Counts(
+        steps=steps,
+        cycles=math.ceil(steps / loop.cycle),
+        rl=round(rl),
+        gepa=round(gepa),
+        reused=round(reused),
+        eval=_evaluations(config, steps),
+        reflections=round(phases * per_phase),
+    )
+
+
+def _anchors(config: Config) -> int:
+    fast, lookahead = config.fast, config.loop.cycle * config.loop.problems
+    if fast.anchors == "lookahead":
+        return lookahead
+    return min(fast.anchors, max(fast.minibatch + 1, fast.budget // (2 * fast.k)), lookahead)
+
+
+def _proposals(config: Config) -> float:
+    """Children that a phase's budget pays for once its population is scored, half of them accepted."""
+    fast, anchors = config.fast, _anchors(config)
+    left = max(0, fast.budget - fast.k * anchors)
+    return left / (2 * fast.minibatch + anchors / 2)
+
+
+def _evaluations(config: Config, steps: int) -> int:
+    """Rollouts that measuring takes: at the start, when due, and at the end."""
+    measured, method = config.eval, METHODS[config.loop.method]
+    problems = measured.problems or SAMPLE
+    plain = measured.temperature == 1 and measured.top_p == 1
+
+    def drawn(views: int) -> int:
+        return problems * (views * measured.n + (0 if plain else min(views, 2)))
+
+    evolved = 3  # views once prompts have: the population, its best, the seed prompt
+    times = steps // measured.every + (steps % measured.every > 0)
+    later = times * drawn(1 if method.evolves == "never" else evolved)
+    if method.evolves == "end":
+        before = steps - 1
+        times = before // measured.every + (before % measured.every > 0)
+        later = times * drawn(1) + drawn(evolved)
+    return drawn(1) + later + 2 * len(measured.ood) * problems * measured.n
+
+
+def habits_of(run: Run) -> Habits:
+    """How an earlier run went; raises RunError where it has made no step."""
+    config, rows = run.config, [row for row in run.metrics if row["step"] > 0]
+    if not rows:
+        raise ConfigError(f"--like {run.dir}: it has made no step yet")
+    learned = [row for row in rows if "response_tokens" in row]
+    phases = [row["fast"] for row in rows if row.get("fast")]
+    budgets = [config.fast.budget] * len(phases)
+    if phases and config.fast.initial_budget:
+        budgets[0] = config.fast.initial_budget
+    full = Habits(response=1.0)
+    spent, seconds = rows[-1]["rollouts"], rows[-1]["seconds"]
+    could = count(_like(config, rows[-1]["step"]), full).reused
+    made = max(1, spent["rl"] + spent["gepa"])
+    return Habits(
+        response=fmean(row["response_tokens"] for row in learned or [{"response_tokens": 0.0}]),
+        gepa_share=sum(p["rollouts"] for p in phases) / sum(budgets) if phases else 1.0,
+        reuse_share=min(1.0, spent["reused"] / could) if could else 1.0,
+        proposals=fmean(phase["proposed"] for phase in phases) if phases else None,
+        seconds={
+            "made": (seconds["sample"] + seconds["gepa"]) / made,
+            "learned": seconds["train"] / max(1, spent["rl"] + spent["reused"]),
+            "evaluated": seconds["eval"] / max(1, spent["eval"]),
+        },
+    )
+
+
+def _like(config: Config, steps: int) -> Config:
+    data = config.model_dump()
+    data["loop"] |= {"steps": steps, "rollouts": None}
+    return Config.parse(data)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a run will take; where it is not `measured` responses are taken to be as long as can be."""
+
+    counts: Counts
+    context: float  # tokens of a prompt with its problem
+    response: float
+    measured: bool
+    memory: dict[str, float]  # bytes by what they are for; on one device
+    seconds: float | None
+    reflection_tokens: int
+    dollars: float | None
+
+    @property
+    def generated(self) -> float:
+        """Response tokens sampled."""
+        return (self.counts.rl + self.counts.gepa + self.counts.eval) * self.response
+
+    @property
+    def learned(self) -> float:
+        """Response tokens in RL's batches, reused ones included."""
+        return (self.counts.rl + self.counts.reused) * self.response
+
+
+def make_plan(config: Config, like: Run | None = None, task: Task | None = None) -> Plan:
+    """The plan of a run. Needs the model's configuration and tokenizer, not its weights."""
+    from fastslow.engine.loading import load_tokenizer
+
+    habits = Habits(response=config.sampling.max_tokens) if like is None else habits_of(like)
+    counts = count(config, habits)
+    task = task or make_task(config.task)
+    shape = Shape.of(config)
+    context = _context(config, task, load_tokenizer(shape.source))
+    seconds = None
+    if habits.seconds is not None:
+        pace = habits.seconds
+        seconds = pace["made"] * (counts.rl + counts.gepa) + pace["evaluated"] * counts.eval
+        seconds += pace["learned"] * (counts.rl + counts.reused)
+    fast = config.fast
+    asked = counts.reflections * (400 + fast.minibatch * (context + 2 * habits.response))
+    return Plan(
+        counts=counts,
+        context=context,
+        response=habits.response,
+        measured=like is not None,
+        memory=parts_of_memory(config, shape, context, habits.response),
+        seconds=seconds,
+        reflection_tokens=round(asked),
+        dollars=_dollars(fast.reflector, asked, counts.reflections * fast.max_chars / 4),
+    )
+
+
+def _context(config: Config, task: Task, tokenizer: Any) -> float:
+    """Mean tokens of the seed prompt with a training problem, chat template included."""
+    prompt = config.task.seed_prompt or task.seed_prompt
+    problems = problems_of(task, "train")[:SAMPLE]
+    chats = [[{"role": "user", "content": f"{prompt}\n\n{p.prompt}"}] for p in problems]
+    texts = [
+        tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+        for chat in chats
+    ]
+    return fmean(len(tokenizer(text, add_special_tokens=False).input_ids) for text in texts)
+
+
+def _dollars(reflector: str, asked: float, answered: float) -> float | None:
+    """By LiteLLM's price list; None where it has no price, 0 where no one is paid."""
+    if reflector in ("offline", "self", "base") or reflector.startswith("python:"):
+        return 0.0
+    try:
+        import litellm
+
+        costs = litellm.cost_per_token(
+            model=reflector, prompt_tokens=round(asked), completion_tokens=round(answered)
+        )
+        return float(sum(costs))
+    except Exception:  # it is not installed, or its list does not know the model
+        return None
