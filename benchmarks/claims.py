@@ -133,7 +133,7 @@ def drift(root: Path) -> str:
     rows = [[*row, ""] for row in _matched(root, "kl", ".4f", "kl_seed")]
     for row, name in zip(rows[1::3], FRONT, strict=True):
         pairs = _pairs(curves(root / name), "fst")
-        row[-1] = spread([b and 100 * (1 - b.kl / a.kl) for a, b in pairs], ".0f") + "%"
+        row[-1] = spread([b and 1 - b.kl / a.kl for a, b in pairs], ".0%")
     return markdown(
         ["KL to the base per token", *ARMS, "fst lower by (the paper: up to 70%)"], rows
     )
@@ -266,6 +266,42 @@ def coevolution(root: Path) -> str:
     return markdown(["last reward", *parts, "all", "mean over its rollouts"], rows)
 
 
+def reuse(root: Path) -> str:
+    """With and without the cache: what it served, what it cost in reward per step, how old it was."""
+    found = runs(root / "reuse")
+    rows = []
+    for arm, members in found.items():
+        ends = [run.metrics[-1] for run in members]
+        served = [
+            row["rollouts"]["reused"] / (row["rollouts"]["reused"] + row["rollouts"]["rl"])
+            for row in ends
+        ]
+        ratios = [
+            max(
+                (
+                    r["ratio"]["reused"]["max"]
+                    for r in run.metrics
+                    if "reused" in r.get("ratio", {})
+                ),
+                default=None,
+            )
+            for run in members
+        ]
+        windows = [
+            spread(
+                [
+                    fmean(r["reward"] for r in run.metrics if first <= r["step"] < first + 6)
+                    for run in members
+                ]
+            )
+            for first in (1, 7, 13)
+        ]
+        steps = spread([float(row["step"]) for row in ends], ".0f")
+        rows.append([arm, spread(served, ".0%"), steps, *windows, spread(ratios, ".2f")])
+    head = ["", "RL rollouts served", "steps", "reward, steps 1-6", "7-12", "13-18"]
+    return markdown([*head, "largest ratio of a reused token"], rows)
+
+
 CLAIMS = {
     "efficiency": (efficiency, ("lenient", "codeio", "hover")),
     "ceiling": (ceiling, ("lenient", "codeio", "hover")),
@@ -277,6 +313,7 @@ CLAIMS = {
     "decomposition": (decomposition, ("lenient", "codeio", "hover")),
     "ablations": (ablations, ("ablate",)),
     "rates": (rates, ("sweep",)),
+    "reuse": (reuse, ("reuse",)),
     "methods": (methods, ("hover",)),
     "coevolution": (coevolution, ("mixture",)),
 }

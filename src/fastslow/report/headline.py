@@ -153,7 +153,14 @@ def _rewards(runs: Sequence[RunFiles]) -> list[Figure]:
         spread("KL to the base", [end.get("kl_to_base") for end in ends], 4),
         spread("Peak", [peak(curve) for curve in curves]),
         _asymptote(curves),
+        *_elsewhere(curves),
     ]
+
+
+def _elsewhere(curves: Sequence[list[Point]]) -> list[Figure]:
+    """Rewards on tasks that were not trained on, at the end."""
+    names = curves[0][-1].ood if curves else {}
+    return [spread(f"OOD: {name}", [curve[-1].ood.get(name) for curve in curves]) for name in names]
 
 
 def _asymptote(curves: Sequence[list[Point]]) -> Figure:
