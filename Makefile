@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test slow lint format bench results pocket clean
+.PHONY: demo test slow lint format bench results pocket test-tinker bench-tinker clean
 
 demo: $(VENV)/base
 	$(BIN)/fastslow demo
@@ -29,6 +29,18 @@ bench: $(VENV)/bench
 results: $(VENV)/dev
 	$(BIN)/python benchmarks/results.py
 
+# Other people's servers want other versions of things: each has an environment of its own.
+test-tinker: .venv-tinker/ready
+	.venv-tinker/bin/python -m pytest tests/tinker -m tinker
+
+bench-tinker: .venv-tinker/ready
+	.venv-tinker/bin/python benchmarks/slow_server.py
+
+.venv-tinker/ready: pyproject.toml constraints-tinker.txt
+	@test -d .venv-tinker || $(PYTHON) -m venv .venv-tinker
+	.venv-tinker/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-tinker.txt -e '.[tinker-server]'
+	@touch $@
+
 pocket: $(VENV)/base
 	$(BIN)/python -m fastslow.pocket.train
 
@@ -43,4 +55,4 @@ $(VENV)/dev $(VENV)/bench: $(VENV)/%: $(VENV)/base
 	@touch $@
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) .venv-tinker .venv-vllm

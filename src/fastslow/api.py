@@ -41,6 +41,10 @@ class Silent:
 
 def make_engine(config: Config) -> Engine:
     """The engine that `engine.kind` names."""
+    if config.engine.kind == "tinker":
+        from fastslow.engine.tinker import TinkerEngine  # its client library is an extra
+
+        return TinkerEngine(config)
     return LocalEngine(config)
 
 

@@ -98,13 +98,38 @@ class TaskConfig(Section):
 
 
 class EngineConfig(Section):
-    kind: Literal["local"] = "local"
+    """Who holds the weights: this process, or any server that speaks the Tinker API (docs/cluster.md)."""
+
+    kind: Literal["local", "tinker"] = "local"
+    # local
     token_budget: int = Field(32_768, ge=1)  # padded tokens in one training micro-batch
     rows: int = Field(512, ge=1)  # sequences sampled side by side (one context's all together)
     logits: int = Field(2**28, ge=1)  # that may exist at once while learning; 2**28 are 1 GiB
+    # tinker (all ours)
+    base_url: str = "http://127.0.0.1:8000"
+    model: str = "pocket"  # as the server calls it; "pocket": the embedded one's directory
+    tokenizer: str | None = None  # a directory or hub name; None: `model`
+    context_length: int | None = Field(None, ge=2)  # tokens; None: the server's or the model's own
+    lora_rank: int = Field(32, ge=0)  # 0: full fine-tuning
+    api_key_env: str = "TINKER_API_KEY"  # the environment variable with the key
+    reference_url: str | None = None  # a second server with the frozen base; None: the same
+    in_flight: int = Field(256, ge=1)  # requests that wait for an answer at once
+    deadline: float = Field(900.0, gt=0)  # seconds; a later request is given up and sent again
+    attempts: int = Field(4, ge=1)  # for each request, before the run stops at its last checkpoint
+    patience: float = Field(180.0, gt=0)  # seconds without a connection, before it stops there
+
+    @field_validator("base_url", "reference_url")
+    @classmethod
+    def _an_address(cls, value: str | None) -> str | None:
+        if value is not None and not value.startswith(("http://", "https://")):
+            raise ValueError("expected an address that begins with http:// or https://")
+        return value
 
 
 class SamplingConfig(Section):
+    backend: Literal["native", "vllm"] = "native"  # the local engine's; vllm is an extra
+    # backend: vllm: its share of the GPU's memory; on a CPU that of its key-value cache.
+    memory: float = Field(0.3, gt=0, lt=1)
     temperature: float = Field(1.0, gt=0)
     top_p: float = Field(1.0, gt=0, le=1)
     max_tokens: int = Field(1024, ge=1)  # of a whole response, thinking included

@@ -16,14 +16,13 @@ from typing import Any
 import numpy
 import torch
 import torch.nn.functional as F
-from jinja2 import TemplateError
 from numpy.random import Generator, Philox
 from safetensors import SafetensorError
 from torch import Tensor
 
 from fastslow import pocket
-from fastslow.config import Config, SamplingConfig
-from fastslow.engine.base import Datum, Sample, SamplingParams, Thinking, UpdateResult, Which
+from fastslow.config import Config
+from fastslow.engine.base import Datum, Sample, SamplingParams, UpdateResult, Which
 from fastslow.engine.batching import Packed, Sequences, pack, stage_contexts
 from fastslow.engine.cache import sampling_cache
 from fastslow.engine.forward import Halves, draw, halve, prefill, score
@@ -37,11 +36,10 @@ from fastslow.engine.loading import (
     load_weights,
 )
 from fastslow.engine.optimizer import Optimizer
+from fastslow.engine.text import ChatText, stop_tokens, thinking_limit
 from fastslow.engine.world import join
 from fastslow.errors import ConfigError, ModelError, RunError
 from fastslow.slow import loss as losses
-
-MARK = "<the response stands here>"
 
 
 class LocalEngine:
@@ -74,14 +72,12 @@ class LocalEngine:
         self.pad = self.tokenizer.pad_token_id
         if self.pad is None:
             self.pad = self.tokenizer.eos_token_id
-        self.stops = self._stop_tokens(config.sampling.stop)
-        self.thinking = self._thinking(config.sampling)
-        try:
-            self.render("Be brief.", "Hello.")
-        except TemplateError as error:
-            raise ModelError(
-                f"model.name = {str(self.source)!r}: its chat template fails ({first_line(error)})"
-            ) from None
+        self.stops = stop_tokens(
+            self.tokenizer, self.policy.generation_config.eos_token_id, config.sampling.stop
+        )
+        name = f"model.name = {str(self.source)!r}"
+        self.text = ChatText(self.tokenizer, self.stops, name, config.model.thinking)
+        self.thinking = thinking_limit(self.tokenizer, config.sampling)
         learned = [weight for weight in self.policy.parameters() if weight.requires_grad]
         self._optimizer = Optimizer(learned, config.slow)
 
@@ -109,60 +105,16 @@ class LocalEngine:
                 self._halves["base"] = halve(self._base)
             yield self._halves["base"]
 
-    def _stop_tokens(self, words: Sequence[str]) -> list[int]:
-        eos = self.policy.generation_config.eos_token_id
-        eos = eos if isinstance(eos, list) else [eos, self.tokenizer.eos_token_id]
-        stops = {token for token in eos if token is not None}
-        for word in words:
-            ids = self.tokenizer(word, add_special_tokens=False).input_ids
-            if len(ids) != 1:
-                raise ConfigError(
-                    f"sampling.stop: {word!r} is {len(ids)} tokens of this model; each entry must be one"
-                )
-            stops.add(ids[0])
-        return sorted(stops)
-
-    def _thinking(self, sampling: SamplingConfig) -> Thinking | None:
-        if sampling.thinking_tokens is None:
-            return None
-        close = self.tokenizer(sampling.thinking_end, add_special_tokens=False).input_ids
-        if sampling.thinking_tokens + len(close) >= sampling.max_tokens:
-            raise ConfigError(
-                f"sampling.thinking_tokens = {sampling.thinking_tokens}: with the {len(close)} tokens of "
-                "sampling.thinking_end it leaves no answer within sampling.max_tokens = "
-                f"{sampling.max_tokens}"
-            )
-        return Thinking(sampling.thinking_tokens, close)
-
     # -- text ---------------------------------------------------------------------------------
 
     def render(self, system: str, user: str) -> list[int]:
-        messages = [{"role": "system", "content": system}, {"role": "user", "content": user}]
-        if not system:
-            del messages[0]
-        try:
-            text = self._template(messages)
-        except TemplateError:  # a template without a system role: the prompt leads the question
-            text = self._template([{"role": "user", "content": f"{system}\n\n{user}"}])
-        return self.tokenizer(text, add_special_tokens=False).input_ids
-
-    def _template(self, messages: list[dict[str, str]]) -> str:
-        thinking = self.model_config.thinking
-        more = {} if thinking is None else {"enable_thinking": thinking == "on"}
-        return self.tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True, **more
-        )
+        return self.text.render(system, user)
 
     def render_reply(self, text: str) -> list[int]:
-        # Cut out of a conversation with a known response: templates may rewrite earlier turns, and the
-        # tokens sampled so far must stay as they are.
-        roles = (("user", "-"), ("assistant", MARK), ("user", text))
-        rendered = self._template([{"role": role, "content": words} for role, words in roles])
-        ids = self.tokenizer(rendered.partition(MARK)[2], add_special_tokens=False).input_ids
-        return ids[1:] if ids and ids[0] in self.stops else ids
+        return self.text.render_reply(text)
 
     def decode(self, tokens: Sequence[int]) -> str:
-        return self.tokenizer.decode(list(tokens), skip_special_tokens=True)
+        return self.text.decode(tokens)
 
     # -- sampling -----------------------------------------------------------------------------
 
