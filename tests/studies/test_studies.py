@@ -151,6 +151,7 @@ def test_reward_elsewhere_is_measured_at_both_ends(settings: dict, tmp_path: Pat
 
 
 def test_the_two_by_two(settings: dict, tmp_path: Path, capsys: pytest.CaptureFixture):
+    settings["eval"] |= {"n": 64}
     path = written(settings, tmp_path / "small.yaml")
     for seed in ("0", "1"):
         place = str(tmp_path / f"run-{seed}")
@@ -163,5 +164,5 @@ def test_the_two_by_two(settings: dict, tmp_path: Path, capsys: pytest.CaptureFi
 
     cells = decompose(tmp_path / "run-0", 64)
     start = Run.open(tmp_path / "run-0").metrics[0]["eval"]["seed"]
-    assert cells["base"].mean == pytest.approx(start["mean"], abs=0.25)  # 4 problems, 2 responses
+    assert cells["base"].mean == pytest.approx(start["mean"], abs=0.15)  # 256 responses
     assert table({"fst": [cells]}).count("\n") == 6

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 from fastslow.config import LoraConfig, ModelConfig
@@ -109,6 +111,21 @@ def load_weights(model: Any, directory: Path, adapters: bool) -> None:
     else:
         loaded = AutoModelForCausalLM.from_pretrained(directory, dtype=model.dtype)
         model.load_state_dict(loaded.state_dict())
+
+
+@torch.no_grad()
+def whole_weights(model: Any) -> Iterator[tuple[str, Tensor]]:
+    """A model's weights under their Hugging Face names, what its adapters add included."""
+    for name, weight in model.named_parameters():
+        owner, _, leaf = name.removeprefix("base_model.model.").rpartition(".")
+        if ".lora_" in name:
+            continue
+        if owner.endswith(".base_layer"):
+            owner = owner.removesuffix(".base_layer")
+            if leaf == "weight":
+                adapted = model.get_base_model().get_submodule(owner)
+                weight = weight + adapted.get_delta_weight(adapted.active_adapters[0])
+        yield f"{owner}.{leaf}", weight
 
 
 def _peft() -> Any:

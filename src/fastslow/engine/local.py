@@ -34,9 +34,11 @@ from fastslow.engine.loading import (
     load_model,
     load_tokenizer,
     load_weights,
+    whole_weights,
 )
 from fastslow.engine.optimizer import Optimizer
 from fastslow.engine.text import ChatText, stop_tokens, thinking_limit
+from fastslow.engine.vllm import VllmSampler
 from fastslow.engine.world import join
 from fastslow.errors import ConfigError, ModelError, RunError
 from fastslow.slow import loss as losses
@@ -80,6 +82,9 @@ class LocalEngine:
         self.thinking = thinking_limit(self.tokenizer, config.sampling)
         learned = [weight for weight in self.policy.parameters() if weight.requires_grad]
         self._optimizer = Optimizer(learned, config.slow)
+        self.sampler: VllmSampler | None = None  # None: the policy samples by itself
+        if config.sampling.backend == "vllm":
+            self.sampler = VllmSampler(config, self.source, self.stops, self.context_length)
 
     def _load(self, source: str | Path) -> Any:
         return load_model(source, self.model_config, self.device, self.slow.fp32_logits)
@@ -127,6 +132,11 @@ class LocalEngine:
         seed: int,
         which: Which = "policy",
     ) -> list[list[Sample]]:
+        if self.sampler is not None and which == "policy":
+            self._check_length(max(map(len, contexts), default=0))
+            return self.sampler.sample_verified(
+                contexts, counts, params, seed, lambda rows, heat: self.logprobs(rows, which, heat)
+            )
         results: list[list[Sample]] = [[] for _ in contexts]
         order = sorted((c for c in range(len(contexts)) if counts[c]), key=lambda c: contexts[c])
         order = self.world.share(order, [counts[c] for c in order])
@@ -247,6 +257,8 @@ class LocalEngine:
 
     def update(self, data: Sequence[Datum]) -> UpdateResult:
         """One optimizer step: gradients summed over micro-batches, clipped, AdamW with warm-up."""
+        if self.sampler is not None:
+            self.sampler.sleep()
         result = UpdateResult(0.0, 0.0, 0.0, 0.0, 0.0, [[] for _ in data])
         sequences = [(datum.context, datum.tokens) for datum in data]
         total = sum(sum(datum.weights) for datum in data)
@@ -281,7 +293,14 @@ class LocalEngine:
         result.grad_norm, result.lr = self._optimizer.step()
         result.applied = math.isfinite(result.grad_norm)
         self.version += 1
+        self._sync()
         return result
+
+    def _sync(self) -> None:
+        """Let the sampler, where there is one beside the policy, have the policy's weights."""
+        if self.sampler is not None:
+            self.sampler.wake()
+            self.sampler.sync(whole_weights(self.policy))
 
     def _loss(self, logprobs_RT: Tensor, behaviour_RT: Tensor, advantages_RT: Tensor) -> Tensor:
         if self.slow.loss == "cispo":
@@ -312,6 +331,7 @@ class LocalEngine:
             self._optimizer.restore(state["optimizer"])
         except Exception as error:  # whatever a damaged file makes PyTorch, pickle or JSON say
             raise RunError(f"{directory}: damaged checkpoint ({first_line(error)})") from None
+        self._sync()
 
 
 def _luck(seed: int, numbers: Sequence[int], steps: int) -> Tensor:

@@ -10,14 +10,15 @@ Runs of the same configuration that another study finished can be copied instead
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from rich.console import Console
@@ -75,15 +76,26 @@ class Study:
         named = [(member.arm, member.seed, member.name) for member in self.members]
         describe(self.dir, self.kind, self.title, named)
         failed: dict[str, str] = {}
-        children: dict[str, subprocess.Popen[str]] = {}
+        children: dict[str, BaseProcess] = {}
+        # PyTorch is imported once for all; each run is still a process of its own.
+        os.environ["OMP_NUM_THREADS"] = "1"
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["fastslow.api", "fastslow.display"])
 
         def work(member: Member) -> None:
             if stopping:
                 return
-            children[member.name] = child = self._start(member)
-            _, said = child.communicate()
-            if child.returncode:
-                failed[member.name] = (said.strip().splitlines() or ["no reason given"])[-1]
+            begun = (self.dir / member.name / "config.yaml").exists()
+            place = self.dir / (member.name if begun else f"{member.name}.yaml")
+            said = self.dir / f"{member.name}.err"
+            command = ["resume" if begun else "train", str(place)]
+            children[member.name] = child = context.Process(target=_main, args=(command, said))
+            child.start()
+            child.join()
+            if child.exitcode:
+                lines = said.read_text().strip().splitlines() if said.exists() else []
+                failed[member.name] = (lines or [f"ended with {child.exitcode}"])[-1]
+            said.unlink(missing_ok=True)
 
         stopping = False
         with ThreadPoolExecutor(jobs) as pool:
@@ -143,17 +155,6 @@ class Study:
     def _finished(self, member: Member) -> bool:
         return (self.dir / member.name / "summary.json").exists()
 
-    def _start(self, member: Member) -> subprocess.Popen[str]:
-        begun = (self.dir / member.name / "config.yaml").exists()
-        place = self.dir / (member.name if begun else f"{member.name}.yaml")
-        return subprocess.Popen(
-            [sys.executable, "-m", "fastslow", "resume" if begun else "train", str(place)],
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
     def _table(self, failed: dict[str, str]) -> Table:
         table = Table(box=None, padding=(0, 2), header_style="bold", title=self.title)
         for column in ("run", "state", "step", "rollouts", "reward", "seconds"):
@@ -181,6 +182,16 @@ class Study:
             f"{last.reward:.3f}",
             f"{last.seconds:.0f}",
         )
+
+
+def _main(command: Sequence[str], said: Path) -> None:
+    """A command in a process of its own that says nothing; its complaints go into a file."""
+    from fastslow.cli import main
+
+    with said.open("w") as complaints, open(os.devnull, "w") as nowhere:
+        os.dup2(complaints.fileno(), 2)
+        os.dup2(nowhere.fileno(), 1)
+        sys.exit(main(command))
 
 
 def _finished_runs(directory: Path) -> list[Run]:
