@@ -31,16 +31,16 @@ COMMON = (
 THREE = "--methods rl,fst,gepa+rl"
 STUDIES = {
     "strict": f"compare star_graph {THREE} --rollouts 4000",
-    "lenient": f"compare star_graph_lenient {THREE} --rollouts 6000",
-    "codeio": f"compare codeio {THREE} --rollouts 6000",
-    "hover": f"compare hover {THREE},gepa,rl+gepa,base+gepa,fst-distill --rollouts 6000",
-    "mixture": "compare mixture --methods fst,gepa+rl --rollouts 6000",
-    "sweep": "compare codeio --methods rl,fst --sweep slow.lr=1e-4,4e-4,1e-3 --rollouts 6000",
-    "plasticity": f"plasticity hover --then configs/pocket/codeio.yaml {THREE} --rollouts 6000",
-    "continual": f"continual continual {THREE}",
-    "ablate": "ablate codeio --over fast.k=1,8 --over loop.cycle=3,12 --over slow.baseline=prompt"
-    " --over fast.budget=480 --over reuse.enabled=false --rollouts 4000",
     "reuse": "ablate star_graph_reuse --over reuse.enabled=false --rollouts 4000",
+    "ablate": "ablate codeio --over fast.k=1,8 --over loop.cycle=3,12 --over slow.baseline=prompt"
+    " --over fast.budget=480 --rollouts 3000",
+    "codeio": f"compare codeio {THREE} --rollouts 5000",
+    "hover": f"compare hover {THREE},rl+gepa,base+gepa,fst-distill --rollouts 5000",
+    "plasticity": f"plasticity hover --then configs/pocket/codeio.yaml {THREE} --rollouts 5000",
+    "lenient": f"compare star_graph_lenient {THREE} --rollouts 5000",
+    "mixture": "compare mixture --methods fst,gepa+rl --rollouts 6000",
+    "sweep": "compare codeio --methods rl,fst --sweep slow.lr=1e-4,4e-4,1e-3 --rollouts 5000",
+    "continual": f"continual continual {THREE}",
 }
 FROM = {"sweep": ("codeio",), "plasticity": ("hover", "codeio")}  # whose runs need no second making
 DRAWN = ("strict", "lenient", "codeio", "hover", "mixture", "plasticity/phase-2")

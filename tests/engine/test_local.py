@@ -12,6 +12,7 @@ from fastslow import Config, ConfigError, ModelError, RunError
 from fastslow.api import make_engine
 from fastslow.engine.base import Datum, SamplingParams
 from fastslow.engine.batching import pack
+from fastslow.engine.forward import segments
 from fastslow.engine.local import LocalEngine
 
 CONTEXTS = [[5, 6, 7, 8, 9, 10], [11, 12, 13], [14, 15, 16, 17]]
@@ -356,3 +357,19 @@ def test_damaged_checkpoints_are_named(engine: LocalEngine, tmp_path: Path):
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(RunError, match="damaged checkpoint"):
         engine.load(tmp_path)
+
+
+def test_rows_that_have_ended_are_let_go():
+    assert segments([5, 5, 5]) == [(0, 4)]
+    assert segments([1, 1]) == []
+    assert segments([1, 9]) == [(0, 8)]  # half is padding, but no cut of one row's makes it less
+    assert segments([4, 4, 4, 40]) == [(0, 3), (3, 39)]
+    rng = random.Random(0)
+    for _ in range(200):
+        lengths = [round(rng.lognormvariate(3, 0.7)) + 1 for _ in range(rng.randint(1, 60))]
+        found = segments(lengths)
+        assert [a for a, _ in found[1:]] == [b for _, b in found[:-1]]
+        assert found[-1][1] == max(lengths) - 1
+        fed = sum((b - a) * sum(n - 1 > a for n in lengths) for a, b in found)
+        real = sum(n - 1 for n in lengths)
+        assert real <= fed <= real + 0.5 * len(lengths) * (max(lengths) - 1)

@@ -79,38 +79,69 @@ def score(
     Each shared part is forwarded once; with `whole` every row is a sequence of its own, as gradient
     checkpointing needs it. At most about `logits` logits exist at once.
     """
-    hidden_RTD = _whole(model, packed) if whole else _shared(model, packed)
-    mask_RT = packed.token_mask_RT.bool()
-    tokens_N, hidden_ND = packed.tokens_RT[mask_RT], hidden_RTD[mask_RT]
-    values = read(model.head, hidden_ND, tokens_N, temperature, logits)
-    blank_RT = torch.zeros(mask_RT.shape, device=mask_RT.device)
-    logprobs_RT, entropy_RT = (blank_RT.masked_scatter(mask_RT, value_N) for value_N in values)
+    hidden_ND, row_N, place_N = (_whole if whole else _shared)(model, packed)
+    values = read(model.head, hidden_ND, packed.tokens_RT[row_N, place_N], temperature, logits)
+    blank_RT = torch.zeros(packed.tokens_RT.shape, device=row_N.device)
+    logprobs_RT, entropy_RT = (blank_RT.index_put((row_N, place_N), value_N) for value_N in values)
     return logprobs_RT, entropy_RT
 
 
-def _shared(model: Halves, packed: Packed) -> Tensor:
-    """What each response token is predicted from [R, T, D]: its context's end, then the response."""
+Found = tuple[
+    Tensor, Tensor, Tensor
+]  # hidden states [N, D] that predict tokens [R, T], rows, places
+
+
+def _shared(model: Halves, packed: Packed) -> Found:
+    """Each context once, then the responses, their longer rows alone where the others have ended."""
     cache = DynamicCache(config=model.config)
-    last_CD, mask_CX = prefill(model, packed.stages, cache)
-    first_R1D = last_CD[packed.parent_R, None]
-    length = packed.tokens_RT.shape[1]
-    if length == 1:
-        return first_R1D
-    cache.batch_select_indices(packed.parent_R)
-    mask_RX = mask_CX[packed.parent_R]
-    place_RT = mask_RX.sum(-1, keepdim=True) + torch.arange(length - 1, device=mask_RX.device)
-    rest_RTD = model.body(
-        input_ids=packed.tokens_RT[:, :-1],
-        attention_mask=torch.cat([mask_RX, packed.token_mask_RT[:, :-1]], dim=1),
-        position_ids=place_RT,
-        past_key_values=cache,
-        use_cache=True,
-    )
-    return torch.cat([first_R1D, rest_RTD], dim=1)
+    last_CD, mask_RX = prefill(model, packed.stages, cache)
+    rows_R = torch.arange(len(packed.parent_R), device=mask_RX.device)
+    found = [(last_CD[packed.parent_R], rows_R, torch.zeros_like(rows_R))]
+    length_R, keep_R = packed.token_mask_RT.sum(-1), packed.parent_R
+    for start, end in segments(length_R.tolist()):
+        if start:
+            keep_R = (length_R[rows_R] > start + 1).nonzero().squeeze(-1)
+            rows_R = rows_R[keep_R]
+        cache.batch_select_indices(keep_R)
+        mask_RX = mask_RX[keep_R]
+        place_RT = mask_RX.sum(-1, keepdim=True) + torch.arange(end - start, device=mask_RX.device)
+        mask_RX = torch.cat([mask_RX, packed.token_mask_RT[rows_R, start:end]], dim=1)
+        hidden_RTD = model.body(
+            input_ids=packed.tokens_RT[rows_R, start:end],
+            attention_mask=mask_RX,
+            position_ids=place_RT,
+            past_key_values=cache,
+            use_cache=True,
+        )
+        next_RT = packed.token_mask_RT[rows_R, start + 1 : end + 1].bool()
+        row_N, place_N = next_RT.nonzero(as_tuple=True)
+        found.append((hidden_RTD[next_RT], rows_R[row_N], place_N + start + 1))
+    hidden, rows, places = zip(*found, strict=True)
+    return torch.cat(hidden), torch.cat(rows), torch.cat(places)
 
 
-def _whole(model: Halves, packed: Packed) -> Tensor:
-    """The same from one plain pass over contexts and responses, without a cache."""
+def segments(lengths: list[int], worth: float = 0.1) -> list[tuple[int, int]]:
+    """Where to cut responses of these lengths, whose last tokens are not fed, so that little is padding.
+
+    A cut lets go of the rows that have ended. It is made where it saves `worth` of all that is fed.
+    """
+    fed = sorted(length - 1 for length in lengths)
+    start, end, cuts = 0, fed[-1], [0]
+    while start < end:
+        left = [length - start for length in fed if length > start]
+        cut, saved = max(
+            ((length, ended * (left[-1] - length)) for ended, length in enumerate(left, 1)),
+            key=lambda pair: pair[1],
+        )
+        if saved < worth * len(fed) * end:
+            break
+        start += cut
+        cuts.append(start)
+    return [(a, b) for a, b in zip(cuts, [*cuts[1:], end], strict=True) if b > a]
+
+
+def _whole(model: Halves, packed: Packed) -> Found:
+    """One plain pass over contexts and responses, without a cache."""
     (stage,) = packed.stages
     ids_RX = torch.cat([stage.tokens_NL[packed.parent_R], packed.tokens_RT], dim=1)
     mask_RX = torch.cat([stage.mask_NL[packed.parent_R], packed.token_mask_RT], dim=1)
@@ -120,7 +151,8 @@ def _whole(model: Halves, packed: Packed) -> Tensor:
         position_ids=(mask_RX.cumsum(-1) - 1).clamp(min=0),
         use_cache=False,
     )
-    return hidden_RXD[:, stage.tokens_NL.shape[1] - 1 : -1]
+    row_N, place_N = packed.token_mask_RT.nonzero(as_tuple=True)
+    return hidden_RXD[row_N, place_N + stage.tokens_NL.shape[1] - 1], row_N, place_N
 
 
 def read(
