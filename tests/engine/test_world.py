@@ -68,7 +68,10 @@ def assert_alike(one: object, other: object, place: str = "") -> None:
         assert one == other, place
 
 
-@pytest.mark.parametrize("reflector", ["offline", "python:test_world:reflect", "self"])
+SLOW = [pytest.param(r, marks=pytest.mark.slow) for r in ("offline", "self")]
+
+
+@pytest.mark.parametrize("reflector", ["python:test_world:reflect", *SLOW])
 def test_two_processes_make_the_run_of_one(
     small: dict, tmp_path: Path, monkeypatch, reflector: str
 ):

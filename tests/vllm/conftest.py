@@ -4,10 +4,6 @@ import pytest
 import torch
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "vllm: needs vLLM, in an environment of its own")
-
-
 @pytest.fixture(autouse=True, scope="package")
 def one_thread() -> Iterator[None]:
     """Two threads that wait for each other take many times as long on a machine that is not idle."""
