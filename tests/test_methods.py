@@ -106,21 +106,21 @@ def test_the_student_sees_the_problem_alone(small: dict, tmp_path: Path):
 def test_the_student_comes_nearer_to_its_teacher(tiny: Path, tmp_path: Path):
     shutil.copytree(tiny, tmp_path / "firm")
     firm = AutoModelForCausalLM.from_pretrained(tiny)
-    with torch.no_grad():  # a teacher of firm opinions
-        firm.get_input_embeddings().weight.mul_(6)
+    with torch.no_grad():  # a teacher of firmer opinions
+        firm.model.norm.weight.mul_(4)
     firm.save_pretrained(tmp_path / "firm")
     model = {"name": str(tiny), "base": str(tmp_path / "firm")}
-    engine = make_engine(Config.parse({"model": model, "slow": {"lr": 1e-3, "warmup": 0}}))
+    engine = make_engine(Config.parse({"model": model, "slow": {"lr": 3e-3, "warmup": 0}}))
     task, slow, gaps = Letters(), SlowConfig(), []
-    for step in range(60):
+    for step in range(30):
         problems = task.problems("train")[:6]
         pairs = [(make_prompt("Write."), problem) for problem in problems]
-        rows = roll_out(engine, task, pairs, [8] * 6, SamplingParams(max_tokens=6), step)
+        rows = roll_out(engine, task, pairs, [64] * 6, SamplingParams(max_tokens=6), step)
         groups = [Group(problem, row) for problem, row in zip(problems, rows, strict=True)]
         batch, gap = make_lessons(groups, [make_prompt("Sing.")], engine, slow, 1.0)
         engine.update(batch.data)
         gaps.append(gap)
-    assert fmean(gaps[-10:]) < 0.95 * fmean(gaps[:10])
+    assert fmean(gaps[-5:]) < 0.8 * fmean(gaps[:5])
 
 
 def test_lessons_are_the_teachers_log_probabilities(engine: LocalEngine):
