@@ -118,6 +118,7 @@ def test_memory_of_real_runs(tiny: Path, small: dict, tmp_path: Path, more: dict
     small["sampling"] = {"max_tokens": 48}
     small["loop"] |= {"steps": 2, "cycle": 2, "problems": 8, "group": 8}
     small["fast"] |= {"budget": 60}
+    small["slow"] |= {"filter_zero_variance": False}  # each batch is learned from
     path = tmp_path / "run.yaml"
     path.write_text(yaml.safe_dump(small))
     paths = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
@@ -125,7 +126,8 @@ def test_memory_of_real_runs(tiny: Path, small: dict, tmp_path: Path, more: dict
     code = (
         "import sys; from fastslow import Config; from fastslow.run import Run;"
         "from fastslow.plan import make_plan; from fastslow.engine.memory import peak;"
-        "print(peak(make_plan(Config.load(sys.argv[1]), Run.open(sys.argv[2])).memory))"
+        "made = make_plan(Config.load(sys.argv[1]), Run.open(sys.argv[2])).memory;"
+        "print(made, peak(made))"
     )
     subprocess.run([sys.executable, "-m", "fastslow", "train", str(path)], env=given, check=True)
     run = Run.open(small["run"]["dir"])
