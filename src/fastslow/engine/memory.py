@@ -73,7 +73,7 @@ def parts_of_memory(
     kept = 8 * shape.hidden + 5 * shape.queries + 4 * shape.keys + 4 * shape.inner
     per_token = size * shape.layers * kept
     if lora is not None:  # what each adapter adds to its layer's output
-        per_token += size * shape.linear / 2
+        per_token += size * shape.linear // 2
     if config.model.gradient_checkpointing:
         # Inputs of all layers, and one layer's activations with their gradients (3: as measured).
         per_token = size * (shape.layers * shape.hidden + 3 * kept)
