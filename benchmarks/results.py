@@ -33,7 +33,8 @@ STUDIES = {
     "strict": f"compare star_graph {THREE} --rollouts 4000",
     "reuse": "ablate star_graph_reuse --over reuse.enabled=false --rollouts 4000",
     "ablate": "ablate codeio --over fast.k=1,8 --over loop.cycle=3,12 --over slow.baseline=prompt"
-    " --over fast.budget=480 --rollouts 3000",
+    " --over fast.budget=480 --over fast.reflector=self,python:examples.reflectors:greedy,"
+    "python:examples.reflectors:blind --rollouts 3000",
     "codeio": f"compare codeio {THREE} --rollouts 5000",
     "hover": f"compare hover {THREE},rl+gepa,base+gepa,fst-distill --rollouts 5000",
     "plasticity": f"plasticity hover --then configs/pocket/codeio.yaml {THREE} --rollouts 5000",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import random
 from pathlib import Path
 from types import ModuleType
 
@@ -10,6 +11,7 @@ import pytest
 
 import fastslow
 from fastslow import Score
+from fastslow.fast.reflect import Example, Job, LanguageModel, callable_complete
 from fastslow.tasks.base import problems_of
 
 FOLDER = Path(__file__).parents[1] / "examples"
@@ -67,6 +69,29 @@ def test_a_desk_replies_then_judges_and_tells_what_was_asked():
         assert part in score.feedback
     desk = task.environment(problem)
     assert [type(desk.step("calc(1+1)")) for _ in range(4)] == [str, str, str, Score]
+
+
+def test_a_greedy_reflector_takes_what_recurs_and_a_blind_one_reads_nothing():
+    module = example("reflectors")
+    wrong = "Expected 7. Use no box. Trace the values."
+    job = Job(
+        "Solve the task. Trace the values.",
+        [
+            Example("a", "1", 0.0, wrong),
+            Example("b", "2", 0.5, wrong.replace("7", "8")),
+            Example("c", "9", 1.0, "The answer is correct."),
+            Example("d", "9", 1.0, "The answer is correct."),
+        ],
+    )
+
+    def told(function: object, job: Job) -> str | None:
+        return LanguageModel(callable_complete(function)).propose([job], random.Random(0))[0]
+
+    assert told(module.greedy, job) == "Solve the task. Trace the values. Use no box."
+    answer = told(module.blind, job)
+    assert answer.removeprefix(job.prompt + " ") in module.PLATITUDES
+    everything = Job(" ".join(module.PLATITUDES), job.examples)
+    assert told(module.blind, everything) == everything.prompt
 
 
 @pytest.mark.slow
