@@ -85,7 +85,9 @@ def test_a_greedy_reflector_takes_what_recurs_and_a_blind_one_reads_nothing():
     )
 
     def told(function: object, job: Job) -> str | None:
-        return LanguageModel(callable_complete(function)).propose([job], random.Random(0))[0]
+        return next(LanguageModel(callable_complete(function)).propose([job], random.Random(0)))[0][
+            1
+        ]
 
     assert told(module.greedy, job) == "Solve the task. Trace the values. Use no box."
     answer = told(module.blind, job)

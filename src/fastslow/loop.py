@@ -126,7 +126,9 @@ def evolve(session: Session, lookahead: Sequence[Problem], cycle: int, first: bo
         )
     state.population = [item.prompt for item in result.population]
     session.cache.keep({prompt.id for prompt in state.population})
-    state.reflection = asdict(session.reflector.usage)
+    usage = asdict(session.reflector.usage)
+    state.seconds["waiting"] = usage.pop("waited")
+    state.reflection = usage
     session.log_prompts(result, cycle)
     return {
         "anchors": len(anchors),

@@ -29,7 +29,8 @@ from fastslow.rollout import Group, Prompt, Rollout
 
 LOGS = ("metrics.jsonl", "prompts.jsonl")
 SPENT = ("rl", "gepa", "reused", "eval")  # rollouts
-CLOCKS = ("sample", "train", "gepa", "eval", "total")  # seconds
+# Seconds; of gepa's those "waiting" had nothing to do before a reflector's answer.
+CLOCKS = ("sample", "train", "gepa", "eval", "waiting", "total")
 
 
 @dataclass

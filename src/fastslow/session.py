@@ -111,7 +111,8 @@ class Session:
         self.state = restored
         self.stream.restore(restored.stream)
         self.cache = ReuseCache(restored.cache)
-        for key, value in restored.reflection.items():
+        usage = restored.reflection | {"waited": restored.seconds["waiting"]}
+        for key, value in usage.items():
             setattr(self.reflector.usage, key, value)
         return True
 

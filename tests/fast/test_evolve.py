@@ -67,9 +67,15 @@ class OneByOne:
         self.usage = Usage()
 
     def propose(self, jobs, rng):
-        return [
-            next((f"{job.prompt} {advice}" for advice in ADVICE if advice not in job.prompt), None)
-            for job in jobs
+        yield [
+            (
+                i,
+                next(
+                    (f"{job.prompt} {advice}" for advice in ADVICE if advice not in job.prompt),
+                    None,
+                ),
+            )
+            for i, job in enumerate(jobs)
         ]
 
 
@@ -124,7 +130,7 @@ class Scripted:
         self.usage, self.answers = Usage(), list(answers)
 
     def propose(self, jobs, rng):
-        return [self.answers.pop(0) if self.answers else None for _ in jobs]
+        yield [(i, self.answers.pop(0) if self.answers else None) for i in range(len(jobs))]
 
 
 def test_invalid_proposals_are_counted_and_never_evaluated():
@@ -154,6 +160,69 @@ def test_a_reflector_that_is_down_stops_the_phase_at_once():
         evolve(world=world, reflector=down)
     assert down.asked == 1
     assert [len(batch) for batch in world.batches] == [10]  # the budget does not burn on
+
+
+class OneByOneInTurn(OneByOne):
+    """The same answers, each when the one before it has been taken."""
+
+    def propose(self, jobs, rng):
+        for arrived in zip(*super().propose(jobs, rng), strict=True):
+            yield list(arrived)
+
+
+def test_prompts_are_tried_while_others_are_being_written():
+    """Same search, same rollouts, but the engine does not wait for the last answer."""
+
+    class Three(OneByOne):
+        """Three different children of the seed."""
+
+        def propose(self, jobs, rng):
+            for place, advice in enumerate(ADVICE[: len(jobs)]):
+                marks.append(len(world.batches))
+                yield [(place, f"{jobs[place].prompt} {advice}")]
+
+    config = CONFIG.model_copy(update={"budget": 49})
+    marks: list[int] = []
+    world = World()
+    waited = evolve(config, world=world, reflector=Three())
+    # the seed's sweep | first child: minibatch, sweep | second: the same | asked for the last
+    assert marks == [1, 3, 5]
+    assert [len(batch) for batch in world.batches] == [10, 3, 10, 3, 10, 3, 10]
+
+    class Together(Three):
+        def propose(self, jobs, rng):
+            yield [answer for arrived in super().propose(jobs, rng) for answer in arrived]
+
+    world = World()
+    at_once = evolve(config, world=world, reflector=Together())
+    assert [len(batch) for batch in world.batches] == [10, 9, 30]
+    assert waited.scored == at_once.scored
+    assert waited.rollouts == at_once.rollouts == 49
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_how_answers_arrive_changes_nothing_but_the_batches(strict):
+    worlds = World(strict), World(strict)
+    found = [
+        evolve(world=world, reflector=kind())
+        for world, kind in zip(worlds, (OneByOne, OneByOneInTurn), strict=True)
+    ]
+    assert found[0].scored == found[1].scored
+    assert found[0].rollouts == found[1].rollouts
+    rolled = [
+        sorted((p.text, q.id) for batch in world.batches for p, q in batch) for world in worlds
+    ]
+    assert rolled[0] == rolled[1]
+
+
+def test_a_reflector_that_fails_on_a_later_answer_stops_the_phase():
+    class Failing(OneByOneInTurn):
+        def propose(self, jobs, rng):
+            yield next(super().propose(jobs, rng))
+            raise ReflectorError("the line is cut")
+
+    with pytest.raises(ReflectorError, match="the line is cut"):
+        evolve(reflector=Failing())
 
 
 def test_errors_of_the_task_are_not_swallowed():
@@ -186,9 +255,9 @@ def test_whatever_a_reflector_does_is_not_swallowed(answer):
         def propose(self, jobs, rng):
             if isinstance(answer, Exception):
                 raise answer
-            return answer
+            return iter([list(enumerate(answer))])
 
-    with pytest.raises((RuntimeError, ReflectorError), match="a bug|99 answers"):
+    with pytest.raises((RuntimeError, ReflectorError), match="a bug|question 3 of 0 to 2"):
         evolve(reflector=Odd())
 
 

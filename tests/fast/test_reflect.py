@@ -1,10 +1,11 @@
 """Reflectors: what they propose, what is refused, what they cost, how they fail."""
 
+import io
 import json
 import random
 import threading
 from collections import Counter
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
@@ -22,13 +23,23 @@ from fastslow.fast.reflect import (
 from fastslow.rollout import sentences
 
 SEED = "You are helpful. Solve the task."
+
+
+def proposals_of(reflector, jobs, seed=0):
+    """All of a reflector's proposals, in the order of the jobs."""
+    arrived = [
+        answer for answers in reflector.propose(jobs, random.Random(seed)) for answer in answers
+    ]
+    assert sorted(place for place, _ in arrived) == list(range(len(jobs)))
+    return [proposal for _, proposal in sorted(arrived)]
+
+
 FEEDBACK = [f"Step {i} is wrong. Work backwards. Use a box." for i in range(6)]
 JOB = Job(SEED, [Example(f"question {i}", "answer", 0.0, text) for i, text in enumerate(FEEDBACK)])
 
 
 def test_offline_takes_what_recurs_in_the_feedback():
-    rng = random.Random(0)
-    proposals = Offline().propose([JOB] * 300, rng)
+    proposals = proposals_of(Offline(), [JOB] * 300)
     added = Counter(s for text in proposals for s in sentences(text) if s not in sentences(SEED))
     known = {s for text in FEEDBACK for s in sentences(text)}
     assert {
@@ -41,13 +52,13 @@ def test_offline_takes_what_recurs_in_the_feedback():
 
 def test_offline_learns_nothing_from_right_answers_and_still_varies():
     right = Job(SEED + " Use a box. Be brief.", [Example("q", "a", 1.0, "Never do this.")] * 3)
-    proposals = set(Offline().propose([right] * 50, random.Random(0)))
+    proposals = set(proposals_of(Offline(), [right] * 50))
     assert not any("Never" in text for text in proposals)
     assert len(proposals) > 5  # dropped, reordered and rephrased sentences
 
 
 def test_offline_is_reproducible():
-    first, second = (Offline().propose([JOB] * 20, random.Random(7)) for _ in range(2))
+    first, second = (proposals_of(Offline(), [JOB] * 20, 7) for _ in range(2))
     assert first == second
 
 
@@ -98,7 +109,7 @@ def test_a_callable_sees_prompt_and_feedback():
         return "```\nBetter.\n```"
 
     reflector = make_reflector(FastConfig(), None, reflect)  # type: ignore[arg-type]
-    assert reflector.propose([JOB], random.Random(0)) == ["Better."]
+    assert proposals_of(reflector, [JOB]) == ["Better."]
     assert all(part in seen[0] for part in (SEED, "question 3", "Work backwards.", "reward 0"))
     assert reflector.usage.calls == 1
 
@@ -108,14 +119,14 @@ def test_a_failing_callable_says_so():
         raise TimeoutError("no answer")
 
     with pytest.raises(ReflectorError, match="TimeoutError: no answer"):
-        make_reflector(FastConfig(), None, reflect).propose([JOB], random.Random(0))  # type: ignore[arg-type]
+        proposals_of(make_reflector(FastConfig(), None, reflect), [JOB], 0)  # type: ignore[arg-type]
 
 
 def test_the_policy_and_its_base_can_reflect(engine: LocalEngine):
     for kind in ("self", "base"):
         config = FastConfig(reflector=kind, reflector_args={"max_tokens": 4})
         short = Job("Hi.", [Example("q", "a", 0.0, "No.")])
-        assert make_reflector(config, engine).propose([short], random.Random(0)) == [None]
+        assert proposals_of(make_reflector(config, engine), [short], 0) == [None]
 
 
 def test_self_reflection_shows_what_fits_and_repeats_itself(engine: LocalEngine, monkeypatch):
@@ -129,16 +140,16 @@ def test_self_reflection_shows_what_fits_and_repeats_itself(engine: LocalEngine,
 
     monkeypatch.setattr(engine, "sample", watch)
     engine.context_length = 100_000
-    make_reflector(config, engine).propose([JOB], random.Random(3))
+    proposals_of(make_reflector(config, engine), [JOB], 3)
     whole = len(shown.pop()[0][0])
     engine.context_length = whole
     for _ in range(2):  # a fresh reflector each time, as after a resume
-        make_reflector(config, engine).propose([JOB], random.Random(3))
+        proposals_of(make_reflector(config, engine), [JOB], 3)
     assert shown[0] == shown[1]
     assert len(shown[0][0][0]) + 4 <= whole
     engine.context_length = 50
     with pytest.raises(ReflectorError, match="does not fit"):
-        make_reflector(config, engine).propose([JOB], random.Random(3))
+        proposals_of(make_reflector(config, engine), [JOB], 3)
     with pytest.raises(ConfigError, match="reflector_args"):
         make_reflector(FastConfig(reflector="self", reflector_args={"foo": 1}), engine)
 
@@ -184,11 +195,38 @@ class Server(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def endpoint():
-    server = HTTPServer(("127.0.0.1", 0), Server)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Server)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}/v1"
     server.shutdown()
     Server.fail = False
+
+
+def test_answers_are_handed_on_as_they_come_and_waiting_is_told(endpoint: str, monkeypatch):
+    """The second question is answered only after the first answer has been used."""
+    pytest.importorskip("litellm")
+    used = threading.Event()
+    answer = Server.do_POST
+
+    def hold(self) -> None:
+        length = int(self.headers["Content-Length"])
+        body = self.rfile.read(length)
+        self.rfile = io.BytesIO(body)
+        if b"question 5" not in body:
+            assert used.wait(10)
+        answer(self)
+
+    monkeypatch.setattr(Server, "do_POST", hold)
+    reflector = make_reflector(litellm_config(endpoint), None)  # type: ignore[arg-type]
+    short = Job(SEED, JOB.examples[:2])
+    answers = reflector.propose([short, JOB], random.Random(0))
+    assert [place for place, _ in next(answers)] == [1]
+    waited = reflector.usage.waited
+    assert waited > 0
+    used.set()
+    assert [place for place, _ in next(answers)] == [0]
+    assert reflector.usage.waited > waited
+    assert next(answers, None) is None
 
 
 def litellm_config(endpoint: str) -> FastConfig:
@@ -199,7 +237,7 @@ def litellm_config(endpoint: str) -> FastConfig:
 def test_a_litellm_model_answers_and_is_counted(endpoint: str):
     pytest.importorskip("litellm")
     reflector = make_reflector(litellm_config(endpoint), None)  # type: ignore[arg-type]
-    answers = reflector.propose([JOB, JOB], random.Random(0))
+    answers = proposals_of(reflector, [JOB, JOB])
     assert all(answer is not None and answer.endswith("seen") for answer in answers)
     usage = reflector.usage
     assert (usage.calls, usage.tokens_in, usage.tokens_out) == (2, 22, 10)
@@ -209,4 +247,4 @@ def test_a_litellm_model_that_is_down_gives_its_reason(endpoint: str):
     pytest.importorskip("litellm")
     Server.fail = True
     with pytest.raises(ReflectorError, match="down for repair"):
-        make_reflector(litellm_config(endpoint), None).propose([JOB], random.Random(0))  # type: ignore[arg-type]
+        proposals_of(make_reflector(litellm_config(endpoint), None), [JOB], 0)  # type: ignore[arg-type]

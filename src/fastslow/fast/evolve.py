@@ -7,6 +7,7 @@ population needs that a single GEPA run does not have:
 - warm start: the whole previous population is scored in one batch, then enters GEPA's pool in its first
   iteration as proposals with empty minibatches, at no cost;
 - parents show rollouts that exist already, so a proposal costs its own minibatch and no more;
+- while a reflector still writes some answers, the prompts that it has written already are rolled out;
 - a phase looks for new prompts only with what its budget leaves after scoring the old ones, and never
   overspends on them; a reflector that is down ends it with its reason.
 """
@@ -17,6 +18,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, Protocol
 
 import gepa
@@ -140,6 +142,9 @@ class _Search:
         self.drafts: dict[str, Prompt] = {}  # every valid text proposed in this phase
         self.rollouts: dict[tuple[str, int], Rollout] = {}  # the latest per (prompt, anchor)
         self.unread: set[str] = set()  # members scored by `warm_up`, not yet told to GEPA
+        self.ahead: dict[
+            tuple[str, bool], list[Rollout]
+        ] = {}  # (prompt, sweep?): not yet told either
         self.rejected: Counter[str] = Counter()
         self.spent = self.proposed = self.idle = 0
         self.started = False
@@ -159,12 +164,13 @@ class _Search:
         pools = [self.evidence.pooled(prompt.id) for prompt in self.members]
         return all(sum(pool) >= self.config.saturation * len(pool) for pool in pools)
 
-    def _roll(self, pairs: list[tuple[Prompt, int]]) -> None:
+    def _roll(self, pairs: list[tuple[Prompt, int]]) -> list[Rollout]:
         rollouts = self.phase.evaluate([(prompt, self.anchors[place]) for prompt, place in pairs])
         self.spent += len(rollouts)
         self.evidence.add(rollouts)
         for (prompt, place), rollout in zip(pairs, rollouts, strict=True):
             self.rollouts[prompt.id, place] = rollout
+        return rollouts
 
     def evaluate(
         self, batch: list[int], candidate: dict[str, str], capture_traces: bool = False
@@ -186,11 +192,17 @@ class _Search:
             if sweep:
                 self.unread.discard(prompt.id)
                 self.pool[prompt.id] = prompt
-            new = [] if known else [(prompt, place) for place in places]
-            wanted += new
-            stage.append((prompt, places, len(new)))
-        if wanted:
+            made = self.ahead.pop((prompt.id, sweep), None)
+            if made is not None:
+                self.rollouts |= {
+                    (prompt.id, place): r for place, r in zip(places, made, strict=True)
+                }
+            elif not known:
+                wanted += [(prompt, place) for place in places]
+            stage.append((prompt, places, 0 if known else len(places)))
+        if any(cost for *_, cost in stage):
             self.idle = 0
+        if wanted:
             self._roll(wanted)
         return [self._batch(*entry) for entry in stage]
 
@@ -267,13 +279,47 @@ class _Search:
             Job(candidate[COMPONENT], [self._example(*row["trace"]) for row in dataset[COMPONENT]])
             for candidate, dataset, _ in jobs
         ]
-        answers = self.phase.reflector.propose(asked, self.rng)
-        if len(answers) != len(asked):
+        texts: dict[int, str | None] = {}
+        for arrived in self.phase.reflector.propose(asked, self.rng):
+            for place, _ in arrived:
+                if place in texts or not 0 <= place < len(asked):
+                    raise ReflectorError(
+                        f"the reflector answered question {place} of 0 to {len(asked) - 1} twice or unasked"
+                    )
+            new = {place: self._vet(asked[place].prompt, answer) for place, answer in arrived}
+            texts |= new
+            if len(texts) < len(asked):
+                self._go_ahead([(new[place], jobs[place][1][COMPONENT]) for place in new])
+        if len(texts) != len(asked):
             raise ReflectorError(
-                f"the reflector gave {len(answers)} answers to {len(asked)} questions"
+                f"the reflector gave {len(texts)} answers to {len(asked)} questions"
             )
-        self.proposed += len(answers)
-        return [self._vet(job.prompt, answer) for job, answer in zip(asked, answers, strict=True)]
+        self.proposed += len(texts)
+        return [texts[place] for place in range(len(asked))]
+
+    def _go_ahead(self, children: list[tuple[str | None, list[dict[str, Any]]]]) -> None:
+        """Roll out what GEPA will ask of these: minibatches, and sweeps of those that it will accept."""
+        tried = [
+            (self._prompt(text), [row["trace"] for row in shown])
+            for text, shown in children
+            if text is not None
+        ]
+        minibatches = [(child, [place for place, _ in shown]) for child, shown in tried]
+        better = [
+            child
+            for (child, shown), made in zip(tried, self._keep(minibatches, False), strict=True)
+            if self._better([before for _, before in shown], made)
+        ]
+        self._keep([(child, list(range(len(self.anchors)))) for child in better], True)
+
+    def _keep(self, wanted: list[tuple[Prompt, list[int]]], sweep: bool) -> list[list[Rollout]]:
+        """Make these rollouts and have them ready for when GEPA asks for them."""
+        pairs = [(prompt, place) for prompt, places in wanted for place in places]
+        made = iter(self._roll(pairs) if pairs else [])
+        kept = [list(islice(made, len(places))) for _, places in wanted]
+        for (prompt, _), rollouts in zip(wanted, kept, strict=True):
+            self.ahead[prompt.id, sweep] = rollouts
+        return kept
 
     def _vet(self, parent: str, answer: str | None) -> str | None:
         """The proposal if it is worth evaluating; else count why not."""
@@ -294,17 +340,20 @@ class _Search:
     # -- acceptance and stopping -------------------------------------------------------------------
 
     def should_accept(self, proposal: Any, state: Any) -> bool:
-        """Better than the parent on the minibatch; the old population always.
-
-        Where both are at zero, the child passes unless its rollouts drew more feedback: strict
-        acceptance stalls there for cycles.
-        """
+        """Better than the parent on the minibatch; the old population always."""
         before, after = proposal.eval_before, proposal.eval_after
         if not after.scores:
             return True
-        if sum(before.scores) == sum(after.scores) == 0:
-            return self.config.accept_zero_ties and _complaints(after) <= _complaints(before)
-        return sum(after.scores) > sum(before.scores)
+        return self._better(*([r for _, r in found.trajectories] for found in (before, after)))
+
+    def _better(self, before: list[Rollout], after: list[Rollout]) -> bool:
+        """Where both are at zero, a child passes unless its rollouts drew more feedback: strict
+        acceptance stalls there for cycles."""
+        old, new = (sum(rollout.reward for rollout in made) for made in (before, after))
+        if old == new == 0:
+            drawn = [sum(map(complaints, made)) for made in (before, after)]
+            return self.config.accept_zero_ties and drawn[1] <= drawn[0]
+        return new > old
 
     def finished(self, state: Any) -> bool:
         waiting = not self.started and len(self.members) > 1
@@ -315,7 +364,3 @@ class _Search:
     def _affordable(self) -> int:
         """Children that can be carried through minibatch and sweep with what is left of the budget."""
         return (self.phase.budget - self.spent) // (self.minibatch + len(self.anchors))
-
-
-def _complaints(evaluation: Any) -> int:
-    return sum(complaints(rollout) for _, rollout in evaluation.trajectories)

@@ -1,7 +1,8 @@
 """Reflectors: a prompt and examples with feedback in, a better prompt out.
 
 Four kinds behind one protocol: `offline` (no language model), any LiteLLM model string, `self` or
-`base` (the policy or its frozen base reflects), and any callable `text -> text`.
+`base` (the policy or its frozen base reflects), and any callable `text -> text`. Answers of a model
+outside are handed on as they come, so that the engine can try the first while the last are written.
 """
 
 from __future__ import annotations
@@ -9,9 +10,10 @@ from __future__ import annotations
 import os
 import random
 import re
+import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass, field
 from threading import Lock
@@ -59,13 +61,17 @@ class Usage:
     tokens_in: int = 0
     tokens_out: int = 0
     dollars: float = 0.0
+    waited: float = 0.0  # seconds in which the engine had nothing to do but wait for answers
+
+
+Arrived = list[tuple[int, str | None]]  # which job, and its new prompt or None where there is none
 
 
 class Reflector(Protocol):
     usage: Usage
 
-    def propose(self, jobs: Sequence[Job], rng: random.Random) -> list[str | None]:
-        """A new prompt per job, or None where the answer held none. Raises ReflectorError when down."""
+    def propose(self, jobs: Sequence[Job], rng: random.Random) -> Iterator[Arrived]:
+        """Each job's answer once, those that are there at a time. Raises ReflectorError when down."""
         ...
 
 
@@ -83,9 +89,9 @@ class Offline:
 
     usage: Usage = field(default_factory=Usage)
 
-    def propose(self, jobs: Sequence[Job], rng: random.Random) -> list[str | None]:
+    def propose(self, jobs: Sequence[Job], rng: random.Random) -> Iterator[Arrived]:
         self.usage.calls += len(jobs)
-        return [self._edit(job, rng) for job in jobs]
+        yield [(place, self._edit(job, rng)) for place, job in enumerate(jobs)]
 
     def _edit(self, job: Job, rng: random.Random) -> str:
         text = sentences(job.prompt)
@@ -142,7 +148,8 @@ class Offline:
 
 # -- language models --------------------------------------------------------------------------------
 
-Complete = Callable[[list[str], int], list[str]]  # a batch of prompts and a seed; answers
+# A batch of prompts and a seed; the answers with their places, those that are there at a time.
+Complete = Callable[[list[str], int], Iterator[list[tuple[int, str]]]]
 
 
 @dataclass
@@ -158,11 +165,11 @@ class LanguageModel:
     usage: Usage = field(default_factory=Usage)
     fits: Callable[[str], bool] | None = None
 
-    def propose(self, jobs: Sequence[Job], rng: random.Random) -> list[str | None]:
+    def propose(self, jobs: Sequence[Job], rng: random.Random) -> Iterator[Arrived]:
         questions = [self._fitting(job) for job in jobs]
-        answers = self.complete(questions, rng.randrange(2**31))
         self.usage.calls += len(jobs)
-        return [extract(answer) for answer in answers]
+        for arrived in self.complete(questions, rng.randrange(2**31)):
+            yield [(place, extract(answer)) for place, answer in arrived]
 
     def _fitting(self, job: Job) -> str:
         for count in range(len(job.examples), 0, -1):
@@ -260,15 +267,24 @@ def litellm_complete(model: str, usage: Usage, args: dict[str, Any]) -> Complete
             usage.dollars += price
         return response.choices[0].message.content or ""
 
-    def complete(prompts: list[str], seed: int) -> list[str]:
+    def read(answer: Future[str]) -> str:
         try:
-            with ThreadPoolExecutor(workers) as pool:
-                return list(pool.map(one, prompts))
+            return answer.result()
         except Exception as error:  # every provider has its own exceptions
             reason = " ".join(str(error).split())[:300]
             raise ReflectorError(
                 f"fast.reflector = {model!r}: no answer after {options['num_retries']} retries: {reason}"
             ) from error
+
+    def complete(prompts: list[str], seed: int) -> Iterator[list[tuple[int, str]]]:
+        with ThreadPoolExecutor(workers) as pool:
+            places = {pool.submit(one, prompt): place for place, prompt in enumerate(prompts)}
+            waiting = set(places)
+            while waiting:
+                since = time.perf_counter()
+                arrived, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+                usage.waited += time.perf_counter() - since
+                yield sorted((places[answer], read(answer)) for answer in arrived)
 
     return complete
 
@@ -285,10 +301,10 @@ def engine_reflector(engine: Engine, which: Which, args: dict[str, Any]) -> Lang
     def fits(question: str) -> bool:
         return len(engine.render("", question)) + params.max_tokens <= engine.context_length
 
-    def complete(prompts: list[str], seed: int) -> list[str]:
+    def complete(prompts: list[str], seed: int) -> Iterator[list[tuple[int, str]]]:
         contexts = [engine.render("", prompt) for prompt in prompts]
         samples = engine.sample(contexts, [1] * len(contexts), params, seed, which)
-        return [engine.decode(sample[0].tokens) for sample in samples]
+        yield [(place, engine.decode(row[0].tokens)) for place, row in enumerate(samples)]
 
     return LanguageModel(complete, fits=fits)
 
@@ -296,11 +312,12 @@ def engine_reflector(engine: Engine, which: Which, args: dict[str, Any]) -> Lang
 def callable_complete(function: Callable[[str], str]) -> Complete:
     """A callable in GEPA's form: one prompt in, one answer out."""
 
-    def complete(prompts: list[str], seed: int) -> list[str]:
+    def complete(prompts: list[str], seed: int) -> Iterator[list[tuple[int, str]]]:
         try:
-            return [function(prompt) for prompt in prompts]
+            answers = [function(prompt) for prompt in prompts]
         except Exception as error:  # the user's code
             raise ReflectorError(f"the reflector raised {type(error).__name__}: {error}") from error
+        yield list(enumerate(answers))
 
     return complete
 
@@ -315,13 +332,18 @@ class Relayed:
     def __post_init__(self) -> None:
         self.usage = self.reflector.usage
 
-    def propose(self, jobs: Sequence[Job], rng: random.Random) -> list[str | None]:
-        def ask() -> tuple[list[str | None], object]:
-            return self.reflector.propose(jobs, rng), rng.getstate()
+    def propose(self, jobs: Sequence[Job], rng: random.Random) -> Iterator[Arrived]:
+        answers = self.reflector.propose(jobs, rng)  # asked for where `next` is called
 
-        proposals, state = join().decided(ask)()
-        rng.setstate(state)  # type: ignore[arg-type]
-        return proposals
+        def ask() -> tuple[Arrived | None, Any]:
+            return next(answers, None), rng.getstate()
+
+        while True:
+            arrived, state = join().decided(ask)()
+            rng.setstate(state)
+            if arrived is None:
+                return
+            yield arrived
 
 
 def make_reflector(

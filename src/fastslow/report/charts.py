@@ -181,13 +181,14 @@ def _reused(run: RunFiles) -> list[Triple]:
 
 
 def _seconds(row: Row) -> dict[str, float]:
-    names = {
-        "sample": "sampling",
-        "train": "learning",
-        "gepa": "evolving prompts",
-        "eval": "evaluating",
+    seconds = row["seconds"]
+    return {
+        "sampling": seconds["sample"],
+        "learning": seconds["train"],
+        "evolving prompts": seconds["gepa"] - seconds["waiting"],
+        "waiting for the reflector": seconds["waiting"],
+        "evaluating": seconds["eval"],
     }
-    return {name: row["seconds"][key] for key, name in names.items()}
 
 
 def _rollouts(row: Row) -> dict[str, float]:

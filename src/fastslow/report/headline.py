@@ -111,7 +111,8 @@ def run_figures(run: RunFiles) -> list[Figure]:
         Figure(
             "Reflection",
             f"{reflection.get('calls', 0):,.0f} calls",
-            f"${reflection.get('dollars', 0):.2f}",
+            f"${reflection.get('dollars', 0):.2f}; {number(seconds['waiting'] / 60, 1)} minutes of nothing "
+            "but waiting for them",
         ),
     ]
 
