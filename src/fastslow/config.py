@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -23,6 +24,15 @@ from fastslow.methods import METHODS
 MethodName = Literal["fst", "rl", "gepa", "gepa+rl", "rl+gepa", "base+gepa", "fst-distill"]
 TrackerName = Literal["none", "trackio", "wandb", "tensorboard"]
 Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
+def _an_address(value: str) -> str:
+    if not value.startswith(("http://", "https://")):
+        raise ValueError("expected an address that begins with http:// or https://")
+    return value
+
+
+Address = Annotated[str, AfterValidator(_an_address)]
 
 
 class Section(BaseModel):
@@ -106,29 +116,23 @@ class EngineConfig(Section):
     rows: int = Field(512, ge=1)  # sequences sampled side by side (one context's all together)
     logits: int = Field(2**28, ge=1)  # that may exist at once while learning; 2**28 are 1 GiB
     # tinker (all ours)
-    base_url: str = "http://127.0.0.1:8000"
+    base_url: Address = "http://127.0.0.1:8000"
     model: str = "pocket"  # as the server calls it; "pocket": the embedded one's directory
     tokenizer: str | None = None  # a directory or hub name; None: `model`
     context_length: int | None = Field(None, ge=2)  # tokens; None: the server's or the model's own
     lora_rank: int = Field(32, ge=0)  # 0: full fine-tuning
     api_key_env: str = "TINKER_API_KEY"  # the environment variable with the key
-    reference_url: str | None = None  # a second server with the frozen base; None: the same
+    reference_url: Address | None = None  # a second server with the frozen base; None: the same
     in_flight: int = Field(256, ge=1)  # requests that wait for an answer at once
     deadline: float = Field(900.0, gt=0)  # seconds; a later request is given up and sent again
     attempts: int = Field(4, ge=1)  # for each request, before the run stops at its last checkpoint
     patience: float = Field(180.0, gt=0)  # seconds without a connection, before it stops there
 
-    @field_validator("base_url", "reference_url")
-    @classmethod
-    def _an_address(cls, value: str | None) -> str | None:
-        if value is not None and not value.startswith(("http://", "https://")):
-            raise ValueError("expected an address that begins with http:// or https://")
-        return value
-
 
 class SamplingConfig(Section):
     backend: Literal["native", "vllm"] = "native"  # the local engine's; vllm is an extra
-    # backend: vllm: its share of the GPU's memory; on a CPU that of its key-value cache.
+    url: Address | None = None  # backend: vllm: of a server; None: vLLM runs in this process
+    # backend: vllm in this process: its share of the GPU's memory; on a CPU that of its key-value cache.
     memory: float = Field(0.3, gt=0, lt=1)
     temperature: float = Field(1.0, gt=0)
     top_p: float = Field(1.0, gt=0, le=1)
@@ -139,6 +143,12 @@ class SamplingConfig(Section):
     stop: list[str] = Field(
         default_factory=list
     )  # each must be one token; end-of-turn always stops
+
+    @model_validator(mode="after")
+    def _a_server_of_vllms(self) -> SamplingConfig:
+        if self.url is not None and self.backend != "vllm":
+            raise ValueError(f"url = {self.url!r} is a vLLM server's; it takes backend: vllm")
+        return self
 
 
 class SlowConfig(Section):

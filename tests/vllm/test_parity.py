@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fastslow.engine.base import Sample
-from fastslow.engine.vllm import TOLERANCE, check_parity
+from fastslow.engine.checked import TOLERANCE, check_parity
 from fastslow.errors import ModelError
 
 

@@ -14,12 +14,20 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 import fastslow
 from fastslow import Config, pocket
-from fastslow.api import Silent, make_engine
-from fastslow.engine.base import Datum, Sample, SamplingParams
+from fastslow.engine.base import SamplingParams
 from fastslow.engine.local import LocalEngine
 from fastslow.engine.vllm import VllmSampler
 from fastslow.errors import ConfigError, ModelError
-from fastslow.tasks import make_task
+from vllm_parts import (
+    ADVICE,
+    StopsAfter3,
+    gaps,
+    learn,
+    pairs,
+    run_settings,
+    sixteen_contexts,
+    trainer,
+)
 
 pytestmark = [
     pytest.mark.vllm,
@@ -30,15 +38,7 @@ pytestmark = [
     ),
 ]
 
-ADVICE = "Work backwards from the goal to the start, then write the path in \\boxed{}."
 SHARE = {"sampling": {"memory": 0.02}}
-Pairs = list[tuple[list[int], Sample]]
-
-
-def trainer(**sections: dict) -> LocalEngine:
-    made = make_engine(Config.parse({"slow": {"lr": 1e-5, "warmup": 0}} | sections))
-    assert isinstance(made, LocalEngine)
-    return made
 
 
 def sampler_for(engine: LocalEngine, **sections: dict) -> VllmSampler:
@@ -68,38 +68,7 @@ def pristine(engine: LocalEngine, sampler: VllmSampler) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def contexts(engine: LocalEngine) -> list[list[int]]:
-    task = make_task(Config.load("configs/pocket/star_graph.yaml").task)
-    return [engine.render(ADVICE, problem.prompt) for problem in task.problems("test")[:16]]
-
-
-def pairs(contexts: list[list[int]], drawn: list[list[Sample]]) -> Pairs:
-    return [(context, one) for context, row in zip(contexts, drawn, strict=True) for one in row]
-
-
-def gaps(found: Pairs, engine: LocalEngine, temperature: float = 1.0) -> list[float]:
-    rows = engine.logprobs([(c, one.tokens) for c, one in found], "policy", temperature)
-    return [
-        abs(a - b)
-        for (_, one), row in zip(found, rows, strict=True)
-        for a, b in zip(one.logprobs, row, strict=True)
-    ]
-
-
-def learn(engine: LocalEngine, found: Pairs) -> None:
-    """One update that makes each second sample likelier and the others less likely."""
-    tokens = sum(len(one.tokens) for _, one in found)
-    engine.update(
-        [
-            Datum(
-                context,
-                one.tokens,
-                one.logprobs,
-                [1 / tokens] * len(one.tokens),
-                [1.0 if place % 2 else -1.0] * len(one.tokens),
-            )
-            for place, (context, one) in enumerate(found)
-        ]
-    )
+    return sixteen_contexts(engine)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6, 1.3])
@@ -270,18 +239,8 @@ def test_a_model_that_vllm_cannot_start_is_one_clear_line(engine, tmp_path):
 # -- through the engine and the loop ----------------------------------------------------------------
 
 
-def run_settings(directory: Path, **sampling: object) -> dict:
-    settings = Config.load("configs/pocket/star_graph.yaml").model_dump()
-    settings["run"] |= {"dir": str(directory), "report": False, "threads": 1}
-    settings["loop"] |= {"steps": 2, "cycle": 2, "problems": 8, "group": 4}
-    settings["fast"] |= {"k": 2, "budget": 60, "initial_budget": None, "anchors": 6, "minibatch": 4}
-    settings["eval"] |= {"every": 2, "problems": 8, "n": 2}
-    settings["sampling"] |= {"backend": "vllm", "memory": 0.02} | sampling
-    return settings
-
-
 def test_a_whole_run_and_its_last_checkpoint(tmp_path):
-    run = fastslow.train(run_settings(tmp_path / "run", top_p=0.95))
+    run = fastslow.train(run_settings(tmp_path / "run", top_p=0.95, memory=0.02))
     assert run.summary is not None
     steps = [row for row in run.metrics if row["step"]]
     assert [row["step"] for row in steps] == [1, 2]
@@ -296,7 +255,7 @@ def test_a_whole_run_and_its_last_checkpoint(tmp_path):
 def test_a_run_whose_sync_is_lost_stops(tmp_path, monkeypatch):
     monkeypatch.setattr(VllmSampler, "sync", lambda self, named: setattr(self, "verified", False))
     with pytest.raises(ModelError, match="sampler and trainer disagree"):
-        fastslow.train(run_settings(tmp_path / "run"))
+        fastslow.train(run_settings(tmp_path / "run", memory=0.02))
 
 
 def test_what_adapters_learn_reaches_the_sampler(contexts):
@@ -321,17 +280,12 @@ def test_several_processes_are_refused(engine, monkeypatch):
 
 
 def test_a_straight_run_and_one_that_was_stopped_agree(tmp_path):
-    class Stops(Silent):
-        def step(self, row, state):
-            if row["step"] == 3:
-                raise KeyboardInterrupt
-
-    settings = run_settings(tmp_path / "straight")
+    settings = run_settings(tmp_path / "straight", memory=0.02)
     settings["loop"]["steps"] = 4
     straight = fastslow.train(settings)
     settings["run"]["dir"] = str(tmp_path / "stopped")
     with pytest.raises(KeyboardInterrupt):
-        fastslow.train(settings, observer=Stops())
+        fastslow.train(settings, observer=StopsAfter3())
     resumed = fastslow.resume(tmp_path / "stopped")
     timeless = [[row | {"seconds": None} for row in run.metrics] for run in (straight, resumed)]
     assert timeless[0] == timeless[1]

@@ -25,6 +25,7 @@ from fastslow.config import Config
 from fastslow.engine.base import Datum, Sample, SamplingParams, UpdateResult, Which
 from fastslow.engine.batching import Packed, Sequences, pack, stage_contexts
 from fastslow.engine.cache import sampling_cache
+from fastslow.engine.checked import CheckedSampler
 from fastslow.engine.forward import Halves, draw, halve, prefill, score
 from fastslow.engine.loading import (
     add_adapters,
@@ -39,6 +40,7 @@ from fastslow.engine.loading import (
 from fastslow.engine.optimizer import Optimizer
 from fastslow.engine.text import ChatText, stop_tokens, thinking_limit
 from fastslow.engine.vllm import VllmSampler
+from fastslow.engine.vllm_server import VllmServer
 from fastslow.engine.world import join
 from fastslow.errors import ConfigError, ModelError, RunError
 from fastslow.slow import loss as losses
@@ -82,9 +84,12 @@ class LocalEngine:
         self.thinking = thinking_limit(self.tokenizer, config.sampling)
         learned = [weight for weight in self.policy.parameters() if weight.requires_grad]
         self._optimizer = Optimizer(learned, config.slow)
-        self.sampler: VllmSampler | None = None  # None: the policy samples by itself
+        self.sampler: CheckedSampler | None = None  # None: the policy samples by itself
         if config.sampling.backend == "vllm":
-            self.sampler = VllmSampler(config, self.source, self.stops, self.context_length)
+            kind = VllmServer if config.sampling.url else VllmSampler
+            self.sampler = kind(config, self.source, self.stops, self.context_length)
+            if config.sampling.url:  # it may have been trained before
+                self._sync()
 
     def _load(self, source: str | Path) -> Any:
         return load_model(source, self.model_config, self.device, self.slow.fp32_logits)
