@@ -78,6 +78,13 @@ class ModelConfig(Section):
     attention: str | None = None  # transformers' attn_implementation; None: the model's usual one
     compile: bool = False  # torch.compile the passes that learn
     gradient_checkpointing: bool = False  # less memory, more time; contexts are then not shared
+    shard: bool = False  # under torchrun: FSDP2 splits FP32 weights, moments and summed gradients
+
+    @model_validator(mode="after")
+    def _whole_adapters(self) -> ModelConfig:
+        if self.shard and self.lora is not None:
+            raise ValueError("shard: true is for full fine-tuning; with lora little is left to split")
+        return self
 
 
 class TaskConfig(Section):

@@ -183,8 +183,8 @@ class Run:
 
     def save(self, state: State, engine: Engine) -> None:
         """A checkpoint, complete before it gets its name; the one before it goes afterwards."""
-        target = self.dir / "checkpoints" / f"step-{state.step:06d}"
-        partial = target.with_suffix(".partial")
+        partial = self._partial(state)
+        target = partial.with_suffix("")
 
         def write() -> None:
             shutil.rmtree(partial, ignore_errors=True)
@@ -203,6 +203,10 @@ class Run:
                 shutil.rmtree(old)
 
         _guard(write, target)
+
+    def _partial(self, state: State) -> Path:
+        """Where a checkpoint is written before it gets its name."""
+        return self.dir / "checkpoints" / f"step-{state.step:06d}.partial"
 
     def restore(self, engine: Engine) -> State | None:
         """Take engine and logs back to the last checkpoint; None when there is none yet."""
@@ -250,7 +254,10 @@ class FollowedRun(Run):
 
     def _write(self, name: str, text: str) -> None: ...
 
-    def save(self, state: State, engine: Engine) -> None: ...
+    def save(self, state: State, engine: Engine) -> None:
+        _guard(
+            lambda: engine.save(self._partial(state)), self.dir
+        )  # of a sharded optimizer, its part
 
     def restore(self, engine: Engine) -> State | None:
         found = self.checkpoints()

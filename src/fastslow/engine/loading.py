@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from pathlib import Path
 from typing import Any
 
@@ -102,15 +102,16 @@ def add_adapters(model: Any, source: str | Path, settings: LoraConfig) -> Any:
         ) from None
 
 
-def load_weights(model: Any, directory: Path, adapters: bool) -> None:
-    """Give a model the weights that `save_pretrained` wrote: its adapters', or all."""
+def load_weights(model: Any, directory: Path, adapters: bool, without: Set[str]) -> None:
+    """Give a model the weights that `save_pretrained` wrote: its adapters', or all but those named."""
     if adapters:
         peft = _peft()
         weights = peft.load_peft_weights(str(directory), device="cpu")
         peft.set_peft_model_state_dict(model, weights)
     else:
         loaded = AutoModelForCausalLM.from_pretrained(directory, dtype=model.dtype)
-        model.load_state_dict(loaded.state_dict())
+        weights = {k: v for k, v in loaded.state_dict().items() if k not in without}
+        model.load_state_dict(weights, strict=not without)
 
 
 @torch.no_grad()

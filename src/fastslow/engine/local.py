@@ -38,6 +38,7 @@ from fastslow.engine.loading import (
     whole_weights,
 )
 from fastslow.engine.optimizer import Optimizer
+from fastslow.engine.sharding import Shards
 from fastslow.engine.text import ChatText, stop_tokens, thinking_limit
 from fastslow.engine.vllm import VllmSampler
 from fastslow.engine.vllm_server import VllmServer
@@ -82,8 +83,13 @@ class LocalEngine:
         name = f"model.name = {str(self.source)!r}"
         self.text = ChatText(self.tokenizer, self.stops, name, config.model.thinking)
         self.thinking = thinking_limit(self.tokenizer, config.sampling)
-        learned = [weight for weight in self.policy.parameters() if weight.requires_grad]
-        self._optimizer = Optimizer(learned, config.slow)
+        self._shards: Shards | None = None  # None: each process has all of the optimizer
+        weights = list(self.policy.parameters())
+        if config.model.shard and self.world.size > 1:
+            self._shards = Shards(self.policy, self.world)
+            weights = self._shards.parameters
+        learned = [weight for weight in weights if weight.requires_grad]
+        self._optimizer = Optimizer(learned, config.slow, self.world)
         self.sampler: CheckedSampler | None = None  # None: the policy samples by itself
         if config.sampling.backend == "vllm":
             kind = VllmServer if config.sampling.url else VllmSampler
@@ -294,8 +300,12 @@ class LocalEngine:
         result.loss, result.kl, result.entropy = map(
             sum, zip(*self.world.gather((result.loss, result.kl, result.entropy)), strict=True)
         )
-        self._optimizer.add_up(self.world)
+        self._optimizer.add_up()
+        if self._shards is not None:
+            self._shards.add_up(self._touch)
         result.grad_norm, result.lr = self._optimizer.step()
+        if self._shards is not None:
+            self._shards.gather()
         result.applied = math.isfinite(result.grad_norm)
         self.version += 1
         self._sync()
@@ -306,6 +316,12 @@ class LocalEngine:
         if self.sampler is not None:
             self.sampler.wake()
             self.sampler.sync(whole_weights(self.policy))
+
+    def _touch(self) -> Tensor:
+        """Something that each layer has had a part in."""
+        token = torch.tensor([[self.pad]], device=self.device)
+        hidden: Tensor = self._halves["policy"].body(input_ids=token)
+        return hidden.sum()
 
     def _loss(self, logprobs_RT: Tensor, behaviour_RT: Tensor, advantages_RT: Tensor) -> Tensor:
         if self.slow.loss == "cispo":
@@ -320,22 +336,51 @@ class LocalEngine:
     # -- disk -----------------------------------------------------------------------------------
 
     def save(self, directory: Path) -> None:
+        """The first process writes; with `model.shard` each writes its part of the optimizer."""
+        if self._shards is not None:
+            self.world.gather(None)  # the first has made the folder
+        elif not self.world.first:
+            return
         state = {"version": self.version, "optimizer": self._optimizer.state()}
         try:
-            self.policy.save_pretrained(directory / "model")
-            self.tokenizer.save_pretrained(directory / "model")
-            torch.save(state, directory / "optimizer.pt")
+            if self.world.first:
+                whole = None if self._shards is None else dict(self.policy.named_parameters())
+                self.policy.save_pretrained(directory / "model", state_dict=whole)
+                self.tokenizer.save_pretrained(directory / "model")
+            torch.save(state, directory / self._part)
         except (SafetensorError, RuntimeError) as error:  # how these libraries tell of a full disk
             raise OSError(f"{first_line(error)}") from error
+        if self._shards is not None:
+            self.world.gather(None)  # all have written
+
+    @property
+    def _parts(self) -> int:
+        return 1 if self._shards is None else self.world.size
+
+    @property
+    def _part(self) -> str:
+        """The file with this process's part of the optimizer."""
+        return f"optimizer-{self.world.rank}.pt" if self._parts > 1 else "optimizer.pt"
 
     def load(self, directory: Path) -> None:
+        found = len(list(directory.glob("optimizer*.pt")))
+        if found not in (0, self._parts):
+            raise RunError(
+                f"{directory}: its optimizer is in {found} parts, this run's in {self._parts}; go on with "
+                "as many processes as it was written by"
+            )
         try:
-            state = torch.load(directory / "optimizer.pt", weights_only=True)
-            load_weights(self.policy, directory / "model", self.model_config.lora is not None)
+            state = torch.load(directory / self._part, weights_only=True)
+            split = set() if self._shards is None else self._shards.split
+            load_weights(
+                self.policy, directory / "model", self.model_config.lora is not None, split
+            )
             self.version = state["version"]
             self._optimizer.restore(state["optimizer"])
         except Exception as error:  # whatever a damaged file makes PyTorch, pickle or JSON say
             raise RunError(f"{directory}: damaged checkpoint ({first_line(error)})") from None
+        if self._shards is not None:
+            self._shards.gather()
         self._sync()
 
 

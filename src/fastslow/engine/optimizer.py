@@ -1,4 +1,4 @@
-"""AdamW as the ScaleRL recipe has it."""
+"""AdamW as the ScaleRL recipe has it, on one process or several."""
 
 from __future__ import annotations
 
@@ -6,18 +6,23 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from fastslow.config import SlowConfig
+from fastslow.engine.sharding import own_part
 from fastslow.engine.world import World
 
 
 class Optimizer:
-    """AdamW with linear warm-up and clipping; half-precision weights learn through FP32 masters."""
+    """AdamW with linear warm-up and clipping; half-precision weights learn through FP32 masters.
 
-    def __init__(self, parameters: list[Tensor], slow: SlowConfig) -> None:
-        self.slow = slow
+    Of a weight that is split over the processes the master is this one's part.
+    """
+
+    def __init__(self, parameters: list[Tensor], slow: SlowConfig, world: World) -> None:
+        self.slow, self.world = slow, world
         self.parameters = parameters
-        self.masters = [p if p.dtype == torch.float32 else p.detach().float() for p in parameters]
+        self.masters = [_master(parameter) for parameter in parameters]
         self.reset()
 
     def reset(self) -> None:
@@ -27,13 +32,14 @@ class Optimizer:
             self.masters, lr=slow.lr, betas=slow.betas, weight_decay=slow.weight_decay
         )
 
-    def add_up(self, world: World) -> None:
+    def add_up(self) -> None:
         """Sum the gradients over the processes; one that had nothing to learn from adds zeros."""
-        if world.size > 1:
-            for parameter in self.parameters:
+        whole = [p for p in self.parameters if not isinstance(p, DTensor)]
+        if self.world.size > 1:
+            for parameter in whole:
                 if parameter.grad is None:
                     parameter.grad = torch.zeros_like(parameter)
-            world.add([p.grad for p in self.parameters if p.grad is not None])
+            self.world.add([p.grad for p in whole if p.grad is not None])
 
     def step(self) -> tuple[float, float]:
         """Apply and clear the gradients; returns their norm before clipping and the rate used."""
@@ -43,17 +49,31 @@ class Optimizer:
             group["lr"] = lr
         for master, parameter in zip(self.masters, self.parameters, strict=True):
             if master is not parameter and parameter.grad is not None:
-                master.grad = parameter.grad.float()
+                master.grad = own_part(parameter.grad).float()
                 parameter.grad = None
-        norm = torch.nn.utils.clip_grad_norm_(self.masters, self.slow.clip)
+        norm = self._norm()
+        torch.nn.utils.clip_grads_with_norm_(self.masters, self.slow.clip, norm)
         if torch.isfinite(norm):  # one overflowing batch must not destroy the weights
             self.adam.step()
         self.adam.zero_grad(set_to_none=True)
         with torch.no_grad():
             for master, parameter in zip(self.masters, self.parameters, strict=True):
-                if master is not parameter:
+                if master is not parameter and not isinstance(parameter, DTensor):
                     parameter.copy_(master)
         return float(norm), lr
+
+    def _norm(self) -> Tensor:
+        """Of all gradients: those that each process has, and all parts of those that are split."""
+        parts: dict[bool, list[Tensor]] = {True: [], False: []}
+        for master, parameter in zip(self.masters, self.parameters, strict=True):
+            if master.grad is not None:
+                parts[isinstance(parameter, DTensor)].append(master.grad)
+        norm = torch.nn.utils.get_total_norm(parts[False])
+        if parts[True]:
+            square = torch.nn.utils.get_total_norm(parts[True]).square()
+            self.world.add([square])
+            norm = (norm.square() + square).sqrt()
+        return norm
 
     def state(self) -> dict[str, Any]:
         masters = [m for m, p in zip(self.masters, self.parameters, strict=True) if m is not p]
@@ -65,3 +85,8 @@ class Optimizer:
         own = [m for m, p in zip(self.masters, self.parameters, strict=True) if m is not p]
         for mine, saved in zip(own, state["masters"], strict=True):
             mine.copy_(saved)
+
+
+def _master(parameter: Tensor) -> Tensor:
+    part = own_part(parameter)
+    return part if part.dtype == torch.float32 else part.detach().float()
