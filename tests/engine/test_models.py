@@ -154,6 +154,17 @@ def test_saving_memory_changes_nothing(place: Path, sections: dict):
     assert_close(learned(thrifty, data), learned(usual, data))
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile wants a C++ compiler")
+def test_compiling_changes_nothing(tiny: Path):
+    usual = engine(tiny)
+    data = batch(usual)
+    torch._dynamo.utils.counters.clear()
+    compiled = engine(tiny, model={"compile": True})
+    assert_close(learned(compiled, data), learned(usual, data))
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0  # something was compiled
+
+
 def test_the_logits_of_a_long_batch_never_exist_whole(tiny: Path, tmp_path: Path):
     model = engine(made("Llama", tiny, tmp_path / "m"), engine={"logits": 5 * 1200})
     most = 0

@@ -68,7 +68,11 @@ class LocalEngine:
                 torch.manual_seed(config.run.seed)
                 self.policy = add_adapters(self.policy, self.source, config.model.lora)
         if config.model.gradient_checkpointing:
-            self.policy.gradient_checkpointing_enable({"use_reentrant": False})
+            # transformers 5.2x has renamed it.
+            old = "gradient_checkpointing_enable"
+            new = "activation_checkpointing_enable"
+            enable = getattr(self.policy, new if hasattr(self.policy, new) else old)
+            enable({"use_reentrant": False})
         self._halves: dict[Which, Halves] = {"policy": self._halve(self.policy)}
         self._base: Any = None
         self.version = 0
