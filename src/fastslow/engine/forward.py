@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
-from transformers import Cache, DynamicCache
+from transformers import Cache
 
+from fastslow.engine.attention import share_contexts
 from fastslow.engine.base import SamplingParams
 from fastslow.engine.batching import Packed, Stage
+from fastslow.engine.cache import SharedCache, training_cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +34,8 @@ def halve(model: Any, compiled: bool = False) -> Halves:
     `compiled` is for the passes that learn: those that sample differ in shape from one to the next.
     """
     decoder, head = model.get_decoder(), model.get_output_embeddings()
+    if not compiled:
+        share_contexts(model)
     settings = model.config.get_text_config().to_dict().items()
     more = any("logit" in name and value not in (None, False, 1) for name, value in settings)
     probe = torch.arange(4, device=model.device)[None]
@@ -42,6 +46,8 @@ def halve(model: Any, compiled: bool = False) -> Halves:
     learning = torch.compile(plain, dynamic=True) if compiled else plain
 
     def body(**given: Any) -> Tensor:
+        if isinstance(given.get("past_key_values"), SharedCache):
+            given["fork"] = given["past_key_values"]  # passed on to `attention.attend`
         out = (learning if torch.is_grad_enabled() else plain)(**given)
         return out.last_hidden_state if split else out.logits
 
@@ -93,7 +99,7 @@ Found = tuple[
 
 def _shared(model: Halves, packed: Packed) -> Found:
     """Each context once, then the responses, their longer rows alone where the others have ended."""
-    cache = DynamicCache(config=model.config)
+    cache = training_cache(model.config)
     last_CD, mask_RX = prefill(model, packed.stages, cache)
     rows_R = torch.arange(len(packed.parent_R), device=mask_RX.device)
     found = [(last_CD[packed.parent_R], rows_R, torch.zeros_like(rows_R))]
