@@ -106,8 +106,8 @@ class Server(ThreadingHTTPServer):
         self.server_close()
 
 
-def engine_of(model: Path, url: str | None = None, **sections: dict) -> LocalEngine:
-    settings = {"model": {"name": str(model)}, "slow": {"lr": 1e-3, "warmup": 0}} | sections
+def engine_of(place: Path, url: str | None = None, **sections: dict) -> LocalEngine:
+    settings = {"model": {"name": str(place)}, "slow": {"lr": 1e-3, "warmup": 0}} | sections
     if url is not None:
         settings["sampling"] = {"backend": "vllm", "url": url}
     made = make_engine(Config.parse(settings))

@@ -13,8 +13,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import fmean
+from urllib.request import urlopen
 
-import httpx
 import pytest
 from transformers import AutoConfig
 
@@ -67,9 +67,9 @@ class Served:
             if self.process.poll() is not None:
                 break
             try:
-                httpx.get(f"{self.url}/health").raise_for_status()
+                urlopen(f"{self.url}/health")
                 return
-            except httpx.HTTPError:
+            except OSError:
                 time.sleep(0.2)
         self.kill()
         raise AssertionError(self.log.read_text()[-3000:])
@@ -129,12 +129,10 @@ def test_counts_stop_tokens_and_truncation(engine, contexts):
 
 def test_samples_depend_on_seed_and_arguments_alone(engine, contexts):
     first, other, again = (engine.sample(contexts, [2] * 16, PARAMS, seed=s) for s in (3, 4, 3))
-    assert [[one.tokens for one in row] for row in again] == [
-        [one.tokens for one in row] for row in first
-    ]
+    assert first == again
     assert other != first
-    for a, b in zip(pairs(contexts, first), pairs(contexts, again), strict=True):
-        assert b[1].logprobs == pytest.approx(a[1].logprobs, abs=1e-5)
+    alike = engine.sample(contexts[:1], [8], PARAMS, seed=3)[0]
+    assert len({tuple(one.tokens) for one in alike}) > 1
 
 
 def test_top_p_reports_the_whole_distribution(engine, contexts):
@@ -174,7 +172,10 @@ def test_another_model_or_number_format_is_refused(server, tmp_path):
         client(server, tmp_path, model={"name": str(copy)})
 
 
-def test_a_run_from_end_to_end_stopped_and_resumed(server, tmp_path):
+def test_a_straight_run_and_one_that_was_stopped_agree(server, tmp_path):
+    """To the last bit, on a CPU in FP32: however the server batches the requests that reach it at once,
+    a row comes out the same. GPU kernels choose by batch size, and there it has not been tried.
+    """
     settings = run_settings(tmp_path / "straight", url=server.url, top_p=0.95)
     settings["loop"]["steps"] = 4
     straight = fastslow.train(settings)
@@ -185,8 +186,8 @@ def test_a_run_from_end_to_end_stopped_and_resumed(server, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         fastslow.train(settings, observer=StopsAfter3())
     resumed = fastslow.resume(tmp_path / "stopped")
-    for one, other in zip(straight.metrics, resumed.metrics, strict=True):
-        assert one["rollouts"] == other["rollouts"]
+    timeless = [[row | {"seconds": None} for row in run.metrics] for run in (straight, resumed)]
+    assert timeless[0] == timeless[1]
 
 
 # -- from here on the server is broken --------------------------------------------------------------

@@ -280,6 +280,7 @@ def test_several_processes_are_refused(engine, monkeypatch):
 
 
 def test_a_straight_run_and_one_that_was_stopped_agree(tmp_path):
+    """To the last bit, on a CPU in FP32: what a call returns depends on nothing that came before it."""
     settings = run_settings(tmp_path / "straight", memory=0.02)
     settings["loop"]["steps"] = 4
     straight = fastslow.train(settings)

@@ -17,17 +17,20 @@ where both share an interconnect, but needs vLLM beside the trainer.
 
 from __future__ import annotations
 
-import asyncio
 import json
 import math
 import shlex
 import shutil
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import as_completed
+from contextlib import closing
+from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 from uuid import uuid4
 
-import httpx
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
@@ -41,7 +44,7 @@ from fastslow.engine.vllm_plugin import EXTENSION, overrides
 from fastslow.engine.world import join
 from fastslow.errors import ConfigError, ModelError, RunError
 
-PATIENCE = httpx.Timeout(3600.0, connect=20.0, pool=None)  # seconds; long responses, long queues
+CONNECT, PATIENCE = 20.0, 3600.0  # seconds; to be let in, and for long responses in long queues
 FILE = 2**31  # bytes of weights in one file
 LEAST = -9999.0  # what the API says for minus infinity
 
@@ -53,8 +56,8 @@ def command(config: Config, source: str | Path, context_length: int) -> str:
     changed = overrides(config, source)
     if changed:
         line += ["--hf-overrides", json.dumps(changed)]
-    url = httpx.URL(config.sampling.url or "")
-    line += ["--host", url.host, "--port", str(url.port or 80)]
+    url = urlsplit(config.sampling.url or "")
+    line += ["--host", str(url.hostname), "--port", str(url.port or 80)]
     return f"VLLM_SERVER_DEV_MODE=1 {shlex.join(line)}"
 
 
@@ -65,7 +68,7 @@ class VllmServer(CheckedSampler):
         self, config: Config, source: str | Path, stops: list[int], context_length: int
     ) -> None:
         super().__init__(config, stops, context_length)
-        self.url = (config.sampling.url or "").rstrip("/")
+        self.url = urlsplit((config.sampling.url or "").rstrip("/"))
         self.name = f"sampling.url = {config.sampling.url!r}"
         self.connections = config.engine.rows
         self.folder = config.run_dir.resolve() / "weights-for-vllm"
@@ -79,23 +82,21 @@ class VllmServer(CheckedSampler):
         """That the server can do what is needed; how it reloads weights, and its context's length."""
         start = f"start it with: {command(config, source, self.context_length)}"
         try:
-            answer = httpx.get(
-                f"{self.url}/server_info", params={"config_format": "json"}, timeout=120
-            )
-        except httpx.HTTPError as error:
+            status, answer = self._ask("GET", "/server_info?config_format=json")
+        except (OSError, HTTPException) as error:
             raise ConfigError(
                 f"{self.name}: no server answers there ({first_line(error)}); {start}"
             ) from None
         try:
-            found = answer.raise_for_status().json()["vllm_config"]
+            found = json.loads(answer)["vllm_config"]
             model, workers = found["model_config"], found["parallel_config"]
             extension, device = workers["worker_extension_cls"], found["device_config"]["device"]
             names = {model["model"], model["served_model_name"]}
             mode, dtype = model["logprobs_mode"], str(model["dtype"]).removeprefix("torch.")
             length = int(model["max_model_len"])
-        except (httpx.HTTPStatusError, ValueError, LookupError, TypeError):
+        except (ValueError, LookupError, TypeError):
             raise ConfigError(
-                f"{self.name}: answers status {answer.status_code} to /server_info, and not as a vLLM "
+                f"{self.name}: answers status {status} to /server_info, and not as a vLLM "
                 f"server with VLLM_SERVER_DEV_MODE=1 does; {start}"
             ) from None
         if str(source) not in names:
@@ -120,11 +121,26 @@ class VllmServer(CheckedSampler):
         return self.world.decided(self._draw)(requests, params)
 
     def _draw(self, requests: Sequence[Request], params: SamplingParams) -> list[Drawn]:
-        """In a thread of its own: a notebook's has an event loop already."""
+        """Each thread has a connection; no more than `engine.rows` responses are under way."""
         self.calls += 1
-        drawn: list[Drawn] = in_background(
-            lambda: asyncio.run(self._ask([self._body(request, params) for request in requests]))
-        ).result()
+        waiting = deque(enumerate(self._body(request, params) for request in requests))
+        drawn: list[Any] = [None] * len(requests)
+
+        def work() -> None:
+            with closing(self._connection()) as line:
+                while waiting:
+                    try:
+                        place, body = waiting.popleft()
+                    except IndexError:  # another thread took the last
+                        return
+                    drawn[place] = self._read(self._call("POST", "/v1/completions", body, line))
+
+        try:
+            workers = [in_background(work) for _ in requests[: self.connections]]
+            for worker in as_completed(workers):
+                worker.result()
+        finally:  # an error or a key pressed: nothing more is sent
+            waiting.clear()
         held = self._call("GET", "/weight_info").get("weight_version")
         if held != self.version:
             raise ModelError(
@@ -152,19 +168,6 @@ class VllmServer(CheckedSampler):
             # again, nor should what a call returns depend, in its last bits, on the calls before it.
             "cache_salt": f"{self.version}-{self.calls}",
         }
-
-    async def _ask(self, bodies: Sequence[dict[str, Any]]) -> list[Drawn]:
-        limits = httpx.Limits(max_connections=self.connections)
-        async with httpx.AsyncClient(timeout=PATIENCE, limits=limits) as http:
-
-            async def one(body: dict[str, Any]) -> Drawn:
-                try:
-                    answer = await http.post(f"{self.url}/v1/completions", json=body)
-                except httpx.HTTPError as error:
-                    raise self._gone(error) from None
-                return self._read(self._judged(answer))
-
-            return await asyncio.gather(*map(one, bodies))
 
     def _read(self, answer: Any) -> Drawn:
         try:
@@ -222,32 +225,47 @@ class VllmServer(CheckedSampler):
 
     # -- the line -------------------------------------------------------------------------------
 
-    def _call(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
-        try:
-            answer = httpx.request(method, self.url + path, json=body, timeout=PATIENCE)
-        except httpx.HTTPError as error:
-            raise self._gone(error) from None
-        return self._judged(answer)
+    def _connection(self) -> HTTPConnection:
+        kind = HTTPSConnection if self.url.scheme == "https" else HTTPConnection
+        return kind(str(self.url.hostname), self.url.port, timeout=CONNECT)
 
-    def _judged(self, answer: httpx.Response) -> Any:
+    def _ask(
+        self, method: str, path: str, body: Any = None, line: HTTPConnection | None = None
+    ) -> tuple[int, str]:
+        """Status and text of an answer."""
+        if line is None:
+            with closing(self._connection()) as line:
+                return self._ask(method, path, body, line)
+        if not line.sock:
+            line.connect()
+            line.sock.settimeout(PATIENCE)
+        content = {"Content-Type": "application/json"}
+        line.request(method, self.url.path + path, json.dumps(body), content)
+        answer = line.getresponse()
+        return answer.status, answer.read().decode(errors="replace")
+
+    def _call(
+        self, method: str, path: str, body: Any = None, line: HTTPConnection | None = None
+    ) -> dict[str, Any]:
         try:
-            found = answer.json()
+            status, text = self._ask(method, path, body, line)
+        except (OSError, HTTPException) as error:
+            raise ModelError(
+                f"{self.name}: the server does not answer any more ({first_line(error)}); start it anew, "
+                "then continue with 'fastslow resume'"
+            ) from None
+        try:
+            found = json.loads(text)
         except ValueError:
             found = None
-        if answer.is_error or not isinstance(found, dict):
-            error = found.get("error", found) if isinstance(found, dict) else answer.text
-            said = error.get("message", error) if isinstance(error, dict) else error
+        if status != 200 or not isinstance(found, dict):
+            said = found.get("error", found) if isinstance(found, dict) else text
+            said = said.get("message", said) if isinstance(said, dict) else said
             raise ModelError(
-                f"{self.name}: the server answers {answer.request.url.path} with status "
-                f"{answer.status_code} ({' '.join(str(said).split())[:300]})"
+                f"{self.name}: the server answers {path} with status {status} "
+                f"({' '.join(str(said).split())[:300]})"
             )
         return found
-
-    def _gone(self, error: httpx.HTTPError) -> ModelError:
-        return ModelError(
-            f"{self.name}: the server does not answer any more ({first_line(error)}); start it anew, then "
-            "continue with 'fastslow resume'"
-        )
 
 
 def _parts(named_tensors: Iterable[tuple[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
