@@ -19,6 +19,7 @@ from fastslow.engine.world import join
 from fastslow.errors import ConfigError
 
 ONCE = ("/forward_backward", "/optim_step")
+WAITING = "/retrieve_future"  # answered when the work is done: to hear nothing for long is usual
 IN_DOUBT = 424  # a status that no client library repeats a request for
 NEVER_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 
@@ -45,7 +46,9 @@ class Line(httpx.AsyncBaseTransport):
         try:
             response = await self.inner.handle_async_request(request)
         except httpx.TransportError as error:
-            self._silent_since = self._silent_since or time.monotonic()
+            waited = request.url.path.endswith(WAITING) and isinstance(error, httpx.ReadTimeout)
+            if not waited:
+                self._silent_since = self._silent_since or time.monotonic()
             if once and not isinstance(error, NEVER_SENT):
                 return self._in_doubt(request, repr(error))
             raise
