@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
 import tarfile
-import threading
-import time
 from pathlib import Path
 
 import pytest
 import torch
-import yaml
 
-import fastslow
-from fastslow import Config, ConfigError, RunError
+from fastslow import Config, ConfigError
 from fastslow.api import make_engine
 from fastslow.engine.base import Datum, SamplingParams
 from fastslow.engine.tinker import TinkerEngine
@@ -192,57 +184,3 @@ def test_no_server_and_other_models_are_named(skyrl):
     config["engine"]["base_url"] = "http://127.0.0.1:9"
     with pytest.raises(ConfigError, match="no Tinker server answers there"):
         TinkerEngine(Config.parse(config))
-
-
-# -- faults ---------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def run(skyrl, small: dict) -> dict:
-    small["engine"] = settings(skyrl)["engine"] | {"patience": 5.0}
-    small["fast"] = {"k": 2, "budget": 16, "anchors": 4, "minibatch": 2, "proposals": 1}
-    small["eval"] = {"every": 4, "problems": 2, "n": 1}
-    small["loop"] = {"steps": 6, "cycle": 2, "problems": 2, "group": 4}
-    return small
-
-
-def told(run: fastslow.Run) -> list[dict]:
-    """All that a run logged but its times."""
-    return [{key: row[key] for key in row if key != "seconds"} for row in run.metrics]
-
-
-def wait_for(directory: Path, step: int) -> None:
-    """Until the run has a checkpoint at or after `step`."""
-    for _ in range(18_000):
-        found = [int(p.name[5:]) for p in (directory / "checkpoints").glob("step-??????")]
-        if found and max(found) >= step:
-            return
-        time.sleep(0.1)
-    raise AssertionError(f"no checkpoint at step {step}")
-
-
-def test_server_and_client_may_be_killed(skyrl, run: dict, tmp_path: Path):
-    """No step applied twice, no rollout counted twice: the metrics are those of an undisturbed run."""
-    straight = fastslow.train(run)
-
-    run["run"]["dir"] = str(tmp_path / "server killed")
-    killer = threading.Thread(
-        target=lambda: (wait_for(tmp_path / "server killed", 2), time.sleep(0.3), skyrl.kill())
-    )
-    killer.start()
-    with pytest.raises(RunError, match="fastslow resume"):
-        fastslow.train(run)
-    killer.join()
-    skyrl.start()
-    assert told(fastslow.resume(tmp_path / "server killed")) == told(straight)
-
-    run["run"]["dir"] = str(tmp_path / "client killed")
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(run))
-    command = [sys.executable, "-m", "fastslow", "train", str(tmp_path / "config.yaml")]
-    here = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])}
-    client = subprocess.Popen(command, env=here)
-    wait_for(tmp_path / "client killed", 2)
-    time.sleep(0.3)
-    client.send_signal(signal.SIGKILL)
-    client.wait()
-    assert told(fastslow.resume(tmp_path / "client killed")) == told(straight)
