@@ -130,7 +130,7 @@ class SharedCache(DynamicCache):
         self.fork: Fork | None = None
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        layers: list[ForkLayer] = self.layers
+        layers = [layer for layer in self.layers if isinstance(layer, ForkLayer)]  # all of them
         held = layers[0].keys
         assert held is not None
         if self.fork is not None:
