@@ -25,6 +25,10 @@ format: $(VENV)/dev
 
 bench: $(VENV)/bench
 	$(BIN)/python benchmarks/step.py
+	$(BIN)/python benchmarks/step.py --dtype bf16
+	$(BIN)/python benchmarks/reuse.py
+	$(BIN)/python benchmarks/account.py
+	$(BIN)/python benchmarks/growth.py
 
 results: $(VENV)/dev
 	$(BIN)/python benchmarks/results.py
