@@ -1,9 +1,12 @@
-"""One first batch, two engines: the local one with adapters beside a Tinker server with the same ones.
+"""Two engines side by side: the local one with adapters, and a Tinker server with the same ones.
 
     python tests/tinker/server.py --base-model src/fastslow/pocket/model --port 8000 --state STATE &
-    python benchmarks/engines.py --url http://127.0.0.1:8000 --state STATE
+    python benchmarks/engines.py --url http://127.0.0.1:8000 --state STATE [--steps 6]
 
-Star-graph at pocket size under a prompt that helps; the server samples, both score and learn.
+First one batch of star-graph at pocket size under a prompt that helps; the server samples, both score
+and learn. Then `--steps` steps of the pocket run on each, for what they cost this machine. A rollout's
+overhead is the CPU time of the client that computes nothing of the model: locally what is spent outside
+the engine's calls, with a server all of it. The server is busy while a request awaits its answer.
 """
 
 from __future__ import annotations
@@ -11,22 +14,29 @@ from __future__ import annotations
 import argparse
 import tarfile
 import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import load_peft_weights, set_peft_model_state_dict
 
-from fastslow import Config
-from fastslow.api import make_engine
+from fastslow import Config, loop
+from fastslow.api import Silent, make_engine
 from fastslow.collect import collect_groups
 from fastslow.engine.base import SamplingParams
+from fastslow.fast.evolve import Gepa
 from fastslow.fast.population import make_prompt
+from fastslow.fast.reflect import make_reflector
 from fastslow.reuse import ReuseCache
+from fastslow.run import Run
+from fastslow.session import Session
 from fastslow.slow.advantage import make_batch
 from fastslow.tasks import make_task
 from fastslow.tasks.base import problems_of
 
+POCKET = Path(__file__).parents[1] / "configs/pocket/star_graph.yaml"
 HELPFUL = (
     "You are a helpful assistant. Trace the path backwards from the destination until you reach the "
     "source. Omit the source node from the final path. Solve the task."
@@ -49,11 +59,64 @@ def gap(a: Any, b: Any) -> str:
     return f"largest difference {float((flat(a) - flat(b)).abs().max()):.1e}"
 
 
+class Clock:
+    """Wall and CPU seconds (all threads) inside the functions that it times; one within another once."""
+
+    def __init__(self) -> None:
+        self.wall = self.cpu = 0.0
+        self.depth = 0
+
+    def timed(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **more: Any) -> Any:
+            wall, cpu = time.perf_counter(), time.process_time()
+            self.depth += 1
+            try:
+                return function(*args, **more)
+            finally:
+                self.depth -= 1
+                if not self.depth:
+                    self.wall += time.perf_counter() - wall
+                    self.cpu += time.process_time() - cpu
+
+        return call
+
+
+def run(config: Config) -> None:
+    """Train, and print what a rollout cost this process."""
+    engine: Any = make_engine(config)
+    model, flight = Clock(), Clock()
+    for name in ("sample", "logprobs", "update", "save"):
+        setattr(engine, name, model.timed(getattr(engine, name)))
+    served = config.engine.kind == "tinker"
+    if served:
+        engine.requests.all = flight.timed(engine.requests.all)
+    task, reflector = make_task(config.task), make_reflector(config.fast, engine)
+    session = Session(
+        Run.create(config), task, engine, Gepa(config.fast), reflector, observer=Silent()
+    )
+    wall, cpu = time.perf_counter(), time.process_time()
+    with session.run.locked():
+        session.run.begin()
+        spent = loop.train(session).spent
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    rollouts = spent["rl"] + spent["gepa"] + spent["eval"]
+    inside, outside = (1000 * part / rollouts for part in (model.cpu, cpu - model.cpu))
+    print(
+        f"{config.engine.kind}: {rollouts} rollouts in {wall:.0f} s; CPU ms per rollout: {inside:.2f} in "
+        f"the engine's calls, {outside:.2f} elsewhere; overhead {served * inside + outside:.2f}"
+    )
+    if served:
+        print(f"server busy {100 * flight.wall / wall:.1f}% of the time; {dict(engine.counts)}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--url", default="http://127.0.0.1:8000")
     parser.add_argument("--state", type=Path, required=True, help="the server's --state")
     parser.add_argument("--rank", type=int, default=8)
+    parser.add_argument(
+        "--steps", type=int, default=6, help="of the run on each; 0: the batch alone"
+    )
     args = parser.parse_args()
     slow = {"lr": 1e-3, "warmup": 0, "kl": 1e-3}
     here = {"model": {"lora": {"rank": args.rank, "alpha": 32.0}}, "slow": slow}
@@ -110,6 +173,14 @@ def main() -> None:
     adapters = {names[n]: p.detach() for n, p in local.policy.named_parameters() if "lora_" in n}
     steps = [flat(w[n] - start[n] for n in adapters) for w in (adapters, end)]
     print(f"adapters: cosine of the two updates {torch.cosine_similarity(*steps, dim=0):.6f}")
+    for part in (here, there) if args.steps else ():
+        with tempfile.TemporaryDirectory() as directory:
+            config = Config.load(POCKET).model_dump()
+            config["run"] |= {"dir": f"{directory}/run", "report": False, "threads": 1}
+            config["loop"]["steps"] = args.steps
+            for section, values in part.items():
+                config[section] |= values
+            run(Config.parse(config))
 
 
 if __name__ == "__main__":

@@ -4,20 +4,22 @@
 
 The server is a process of its own that computes nothing: it waits as a slow one would, `--slots` requests
 side by side, and answers with random tokens over the real wire, so that what is measured is the client:
-CPU seconds per rollout, resident memory after each step, and the share of the time in which the server
-had work. Prompts have 200 tokens, responses 100, 8 of them to a prompt.
+CPU seconds per rollout; resident memory, live containers and threads after each step; the share of the
+time in which the server had work. Prompts have 200 tokens, responses 100, 8 of them to a prompt.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import json
 import random
 import resource
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -163,10 +165,10 @@ def measure(url: str, steps: int, rollouts: int, in_flight: int, kl: float) -> N
     )
     rng = random.Random(0)
     contexts = [[rng.randrange(10, 1000) for _ in range(PROMPT)] for _ in range(rollouts // GROUP)]
-    busy_before, _ = (httpx.get(f"{url}/busy").json()["seconds"], 0)
+    busy_before = httpx.get(f"{url}/busy").json()["seconds"]
     began = time.perf_counter()
     print(f"start: {memory():.0f} MB resident")
-    print("step  sample s  update s  CPU s  CPU ms per rollout  resident MB")
+    print("step  sample s  update s  CPU s  CPU ms per rollout  resident MB  objects  threads")
     for step in range(1, steps + 1):
         cpu, start = time.process_time(), time.perf_counter()
         rows = engine.sample(
@@ -184,7 +186,8 @@ def measure(url: str, steps: int, rollouts: int, in_flight: int, kl: float) -> N
         end, used = time.perf_counter(), time.process_time() - cpu
         print(
             f"{step:4}{sampled - start:10.1f}{end - sampled:10.1f}{used:7.1f}"
-            f"{1000 * used / rollouts:20.2f}{memory():13.0f}",
+            f"{1000 * used / rollouts:20.2f}{memory():13.0f}{len(gc.get_objects()):9}"
+            f"{threading.active_count():9}",
             flush=True,
         )
     wall = time.perf_counter() - began
