@@ -63,6 +63,8 @@ def main() -> None:
     args = parser.parse_args()
     args.state = args.state.resolve()  # the checkpoint library takes absolute paths alone
     args.state.mkdir(parents=True, exist_ok=True)
+    if Path(args.base_model).is_dir():  # clients know a model here by its whole path
+        args.base_model = str(Path(args.base_model).resolve())
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     # What was compiled is kept, so that a restarted server need not do it again.
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(args.state / "compiled"))

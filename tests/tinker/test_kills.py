@@ -80,11 +80,13 @@ def applied(skyrl) -> int:
 def straight(skyrl, tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
     """What the undisturbed run logged."""
     found = told(fastslow.train(settings(skyrl, tmp_path_factory.mktemp("straight") / "run")))
-    assert all(found[f"step {step} applied"] for step in (1, 2, 3, 4))
-    assert (
-        found["step 4 kl"] > 2 * found["step 3 kl"] > 4 * found["step 2 kl"] > 0
-    )  # each one shows
-    return found
+    # Each update shows, so that one twice or none would.
+    assert found["step 4 kl"] > 2 * found["step 3 kl"] > 4 * found["step 2 kl"] > 0
+    # The server computes together what has arrived together: the last digits differ from run to run.
+    return {
+        key: pytest.approx(value, rel=1e-3, abs=1e-5) if isinstance(value, float) else value
+        for key, value in found.items()
+    }
 
 
 AT = {  # where each point is: steps done, fast phases done, steps with rollouts, updates applied
