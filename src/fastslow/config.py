@@ -83,7 +83,9 @@ class ModelConfig(Section):
     @model_validator(mode="after")
     def _whole_adapters(self) -> ModelConfig:
         if self.shard and self.lora is not None:
-            raise ValueError("shard: true is for full fine-tuning; with lora little is left to split")
+            raise ValueError(
+                "shard: true is for full fine-tuning; with lora little is left to split"
+            )
         return self
 
 

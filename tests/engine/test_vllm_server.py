@@ -268,7 +268,7 @@ def test_a_server_with_a_shorter_context_bounds_prompts(server, tiny):
     [
         ("/v1/completions", (200, {"choices": [{"text": "hi"}]}), "without the sampled tokens"),
         ("/v1/completions", (200, {"choices": []}), "without the sampled tokens"),
-        ("/v1/completions", (200, "hello"), "/v1/completions with status 200 .\"hello\"."),
+        ("/v1/completions", (200, "hello"), '/v1/completions with status 200 ."hello".'),
         ("/v1/completions", (500, {"error": {"message": "dead\nengine"}}), "500 .dead engine."),
         ("/weight_info", (200, {"weight_version": "default"}), "no longer has this run's weights"),
     ],
