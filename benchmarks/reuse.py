@@ -52,6 +52,8 @@ def main() -> None:
     parser.add_argument("--warm", type=int, default=1, help="rounds before those that count")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
+    if args.warm < 1:
+        parser.error("--warm: the first step also counts its products, which takes time; 1 or more")
     quiet(args.threads)
     figures: dict[str, Any] = vars(args) | {"ratios": {}, "tokens_forwarded": {}}
     with tempfile.TemporaryDirectory() as folder:

@@ -16,9 +16,8 @@ from transformers.cache_utils import DynamicLayer
 from fastslow.engine.cache import ATTENTION, ForkLayer, SharedCache
 
 FUSED = AttentionInterface()["sdpa"]
-SCORES = (
-    2**23
-)  # beyond so many PyTorch's fused attention, which keeps none of them, for all rows apart
+# Beyond so many scores PyTorch's fused attention, which keeps none of them, and all rows apart.
+SCORES = 2**23
 
 
 def share_contexts(model: Any) -> None:

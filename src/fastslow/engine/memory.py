@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from fastslow import pocket
 from fastslow.config import Config
+from fastslow.engine.attention import SCORES
 from fastslow.engine.loading import first_line
 from fastslow.errors import ModelError
 
@@ -25,6 +26,7 @@ class Shape:
     linear: int  # parameters of linear layers but the output's, in and out summed per layer
     layers: int
     hidden: int
+    heads: int
     queries: int  # heads x head size
     keys: int  # key-value heads x head size
     inner: int  # of the feed-forward part
@@ -50,6 +52,7 @@ class Shape:
             linear=sum(m.in_features + m.out_features for m in layers),
             layers=text.num_hidden_layers,
             hidden=text.hidden_size,
+            heads=text.num_attention_heads,
             queries=text.num_attention_heads * head,
             keys=text.num_key_value_heads * head,
             inner=text.intermediate_size,
@@ -81,6 +84,10 @@ def parts_of_memory(
     else:
         tokens = loop.problems * (context * config.fast.k + loop.group * response)
     micro = min(engine.token_budget, tokens)
+    # On a CPU attention keeps its shares: twice in FP32, beside the mask.
+    shares = micro / tokens * loop.problems * loop.group * shape.heads * response * width
+    if torch.cuda.is_available() or config.model.gradient_checkpointing or shares > SCORES:
+        shares = 0
     logits = min(engine.logits, micro * shape.vocabulary)
     rows = min(engine.rows, loop.problems * loop.group)
     base = 0 if lora is not None and config.model.base is None else size * shape.parameters
@@ -93,7 +100,7 @@ def parts_of_memory(
         "base": base,
         "gradients": size * learned + 4 * masters,
         "optimizer": 4 * (2 * learned + masters),
-        "learning": micro * per_token + 3 * 4 * logits,
+        "learning": micro * per_token + 9 * shape.layers * shares + 3 * 4 * logits,
         "sampling": rows * width * shape.layers * 2 * shape.keys * size
         + 8 * rows * shape.vocabulary,
     }
