@@ -1,14 +1,16 @@
 """What a run will take, before it is paid for: rollouts, tokens, memory, reflection, hours.
 
-Counts follow from the configuration. How long prompts and responses are, how much of its budget GEPA spends
-and how fast tokens come are taken from an earlier run, however short (`like`); without one prompts
-are measured on the task, and responses are as long as they may be.
+Counts follow from the configuration. How long prompts and responses have become, how much of its budget
+GEPA spends and how fast tokens come are taken from an earlier run, however short (`like`); without one the
+prompt is the seed prompt, and responses are as long as they may be.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from statistics import fmean
 from typing import Any
 
@@ -21,6 +23,7 @@ from fastslow.tasks import make_task
 from fastslow.tasks.base import Task, problems_of
 
 SAMPLE = 200  # problems whose prompts are measured
+LATEST = 3  # steps of an earlier run whose responses are: they grow or shrink as a policy learns
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +44,7 @@ class Habits:
     """What an earlier run tells, or the guesses in its place."""
 
     response: float  # tokens
+    prompts: tuple[str, ...] = ()  # the last population; none: the seed prompt
     gepa_share: float = 1.0  # of the budget that a fast phase spends
     reuse_share: float = 1.0  # of what the cache could serve
     proposals: float | None = None  # per fast phase
@@ -134,11 +138,13 @@ def habits_of(run: Run) -> Habits:
     if phases and config.fast.initial_budget:
         budgets[0] = config.fast.initial_budget
     full = Habits(response=1.0)
+    last = max((row["cycle"] for row in run.prompts), default=0)
     spent, seconds = rows[-1]["rollouts"], rows[-1]["seconds"]
     could = count(_like(config, rows[-1]["step"]), full).reused
     made = max(1, spent["rl"] + spent["gepa"])
     return Habits(
-        response=fmean(row["response_tokens"] for row in learned or [{"response_tokens": 0.0}]),
+        response=fmean([row["response_tokens"] for row in learned[-LATEST:]] or [0.0]),
+        prompts=tuple(row["text"] for row in run.prompts if row["cycle"] == last and row["member"]),
         gepa_share=sum(p["rollouts"] for p in phases) / sum(budgets) if phases else 1.0,
         reuse_share=min(1.0, spent["reused"] / could) if could else 1.0,
         proposals=fmean(phase["proposed"] for phase in phases) if phases else None,
@@ -188,7 +194,9 @@ def make_plan(config: Config, like: Run | None = None, task: Task | None = None)
     counts = count(config, habits)
     task = task or make_task(config.task)
     shape = Shape.of(config)
-    context = _context(config, task, load_tokenizer(shape.source))
+    evolved = habits.prompts if METHODS[config.loop.method].trains_under_its_prompts else ()
+    prompts = evolved or (config.task.seed_prompt or task.seed_prompt,)
+    context = _context(prompts, task, load_tokenizer(shape.source))
     seconds = None
     if habits.seconds is not None:
         pace = habits.seconds
@@ -208,11 +216,10 @@ def make_plan(config: Config, like: Run | None = None, task: Task | None = None)
     )
 
 
-def _context(config: Config, task: Task, tokenizer: Any) -> float:
-    """Mean tokens of the seed prompt with a training problem, chat template included."""
-    prompt = config.task.seed_prompt or task.seed_prompt
-    problems = problems_of(task, "train")[:SAMPLE]
-    chats = [[{"role": "user", "content": f"{prompt}\n\n{p.prompt}"}] for p in problems]
+def _context(prompts: Sequence[str], task: Task, tokenizer: Any) -> float:
+    """Mean tokens of a prompt with a training problem, chat template included."""
+    asked = zip(problems_of(task, "train")[:SAMPLE], cycle(prompts), strict=False)
+    chats = [[{"role": "user", "content": f"{text}\n\n{p.prompt}"}] for p, text in asked]
     texts = [
         tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
         for chat in chats
