@@ -152,7 +152,7 @@ def test_what_a_run_leaves_behind(small: dict):
         "seconds",
     } <= set(summary)
     assert {"base", "final", "final_seed_prompt"} <= set(summary["reward"])
-    assert {"sample", "train", "gepa", "eval", "total"} == set(summary["seconds"])
+    assert {"sample", "train", "gepa", "eval", "waiting", "total"} == set(summary["seconds"])
     spent = summary["rollouts"]
     assert spent["rl"] + spent["reused"] == 5 * 4 * 4  # every slot of every group is filled once
     assert spent["gepa"] == sum(row["fast"]["rollouts"] for row in run.metrics if "fast" in row)

@@ -30,7 +30,7 @@ SYMBOLS = (
     "triangle-up",
     "x",
 )  # of other lengths: few looks come twice
-HATCHES = ("", "/", ".", "x")
+HATCHES = ("", "/", ".", "x", "-")
 HOVER = "%{y:.4~g} at %{x:,.6~r}<extra></extra>"
 DENSE = 50  # points of a curve from which on only some are marked
 

@@ -21,7 +21,7 @@ from fastslow.measure.curves import Point, Row, points
 UNKNOWN = {"mean": math.nan, "stderr": math.nan, "kl": math.nan, "entropy": math.nan}
 VIEWS = ("population", "best", "seed", "drift_population", "drift_seed")
 SPENT = dict.fromkeys(("rl", "gepa", "reused", "eval"), 0)
-CLOCKS = dict.fromkeys(("sample", "train", "gepa", "eval", "total"), 0.0)
+CLOCKS = dict.fromkeys(("sample", "train", "gepa", "eval", "waiting", "total"), 0.0)
 TOTALS = ("reward", "rollouts", "seconds", "reflection")  # sections of a summary
 PROMPT = {"parent": None, "born": 0, "cycle": 0, "score": math.nan, "member": False}
 ROLLOUT = {"problem_id": "?", "prompt_id": "?", "feedback": ""}
