@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 import sys
 import time
@@ -22,6 +21,7 @@ from fastslow import pocket
 from fastslow.config import Config
 from fastslow.engine.base import Datum, SamplingParams
 from fastslow.engine.local import LocalEngine
+from fastslow.engine.memory import peak_memory
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 
@@ -147,13 +147,8 @@ def matmul_peak(size: int = 2048, dtype: torch.dtype = torch.float32, device: st
 
 
 def peak_mib() -> float:
-    """The most memory that this process has had so far, in MiB; it never falls.
-
-    From Linux's own count of the process: getrusage's begins with that of the process that started it.
-    """
-    found = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
-    assert found is not None
-    return int(found[1]) / 1024
+    """The most memory that this process has had so far, in MiB; it never falls."""
+    return peak_memory() / 2**20
 
 
 def alone(script: str, *arguments: object, threads: int | None = None) -> dict[str, Any]:
