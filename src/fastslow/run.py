@@ -255,9 +255,8 @@ class FollowedRun(Run):
     def _write(self, name: str, text: str) -> None: ...
 
     def save(self, state: State, engine: Engine) -> None:
-        _guard(
-            lambda: engine.save(self._partial(state)), self.dir
-        )  # of a sharded optimizer, its part
+        """A sharded optimizer's part; else nothing."""
+        _guard(lambda: engine.save(self._partial(state)), self.dir)
 
     def restore(self, engine: Engine) -> State | None:
         found = self.checkpoints()

@@ -111,7 +111,7 @@ class Session:
         self.state = restored
         self.stream.restore(restored.stream)
         self.cache = ReuseCache(restored.cache)
-        usage = restored.reflection | {"waited": restored.seconds["waiting"]}
+        usage = restored.reflection | {"waited": restored.seconds.get("waiting", 0.0)}
         for key, value in usage.items():
             setattr(self.reflector.usage, key, value)
         return True

@@ -102,6 +102,12 @@ def add_adapters(model: Any, source: str | Path, settings: LoraConfig) -> Any:
         ) from None
 
 
+def checkpoint_activations(model: Any) -> None:
+    """Let the passes that learn keep each layer's input alone."""
+    old, new = "gradient_checkpointing_enable", "activation_checkpointing_enable"  # since 5.2x
+    getattr(model, new if hasattr(model, new) else old)({"use_reentrant": False})
+
+
 def load_weights(model: Any, directory: Path, adapters: bool, without: Set[str]) -> None:
     """Give a model the weights that `save_pretrained` wrote: its adapters', or all but those named."""
     if adapters:

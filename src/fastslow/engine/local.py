@@ -30,6 +30,7 @@ from fastslow.engine.forward import Halves, draw, halve, prefill, score
 from fastslow.engine.loading import (
     add_adapters,
     cache_kinds,
+    checkpoint_activations,
     find_device,
     first_line,
     load_model,
@@ -60,19 +61,14 @@ class LocalEngine:
         self.base_source = _place(config.model.base or config.model.name)
         self.tokenizer = load_tokenizer(self.source)
         self.policy = self._load(self.source)
-        self.stems = cache_kinds(self.policy) == {
-            "DynamicLayer"
-        }  # windows count padding amid a row
+        # Windows count padding amid a row.
+        self.stems = cache_kinds(self.policy) == {"DynamicLayer"}
         if config.model.lora is not None:
             with torch.random.fork_rng():
                 torch.manual_seed(config.run.seed)
                 self.policy = add_adapters(self.policy, self.source, config.model.lora)
         if config.model.gradient_checkpointing:
-            # transformers 5.2x has renamed it.
-            old = "gradient_checkpointing_enable"
-            new = "activation_checkpointing_enable"
-            enable = getattr(self.policy, new if hasattr(self.policy, new) else old)
-            enable({"use_reentrant": False})
+            checkpoint_activations(self.policy)
         self._halves: dict[Which, Halves] = {"policy": self._halve(self.policy)}
         self._base: Any = None
         self.version = 0
@@ -278,9 +274,8 @@ class LocalEngine:
         sequences = [(datum.context, datum.tokens) for datum in data]
         total = sum(sum(datum.weights) for datum in data)
         whole, logits = self.model_config.gradient_checkpointing, self.settings.logits
-        self.policy.train(
-            whole
-        )  # transformers checkpoints in this mode only; no dropout is left in it
+        # Transformers checkpoints in this mode only; no dropout is left in it.
+        self.policy.train(whole)
         for packed in self._pack(sequences, whole):
             weights_RT = packed.pad([datum.weights for datum in data])
             behaviour_RT = packed.pad([datum.logprobs for datum in data])
@@ -376,9 +371,8 @@ class LocalEngine:
         try:
             state = torch.load(directory / self._part, weights_only=True)
             split = set() if self._shards is None else self._shards.split
-            load_weights(
-                self.policy, directory / "model", self.model_config.lora is not None, split
-            )
+            adapters = self.model_config.lora is not None
+            load_weights(self.policy, directory / "model", adapters, split)
             self.version = state["version"]
             self._optimizer.restore(state["optimizer"])
         except Exception as error:  # whatever a damaged file makes PyTorch, pickle or JSON say
