@@ -23,25 +23,26 @@ ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs/results.md"
 TABLES = ROOT / "docs/studies"
 PICTURE = ROOT / "docs/curves.svg"
-# The same evaluation everywhere, and no more files than the tables need.
+# The same evaluation everywhere, where a study says nothing else, and no more files than the tables need.
 COMMON = (
     "--seeds 3 --set eval.every=6 --set eval.problems=60 --set eval.n=2"
     " --set run.rollouts=false --set run.report=false"
 )
+EACH = "--set eval.problems=30"  # of three tasks
 THREE = "--methods rl,fst,gepa+rl"
 STUDIES = {
     "strict": f"compare star_graph {THREE} --rollouts 4000",
     "reuse": "ablate star_graph_reuse --over reuse.enabled=false --rollouts 4000",
     "ablate": "ablate codeio --over fast.k=1,8 --over loop.cycle=3,12 --over slow.baseline=prompt"
     " --over fast.budget=480 --over fast.reflector=self,python:examples.reflectors:greedy,"
-    "python:examples.reflectors:blind --rollouts 3000",
+    "python:examples.reflectors:blind --rollouts 2600",
     "codeio": f"compare codeio {THREE} --rollouts 5000",
     "hover": f"compare hover {THREE},rl+gepa,base+gepa,fst-distill --rollouts 5000",
     "plasticity": f"plasticity hover --then configs/pocket/codeio.yaml {THREE} --rollouts 5000",
     "lenient": f"compare star_graph_lenient {THREE} --rollouts 5000",
-    "mixture": "compare mixture --methods fst,gepa+rl --rollouts 6000",
+    "mixture": f"compare mixture --methods fst,gepa+rl --rollouts 6000 {EACH}",
     "sweep": "compare codeio --methods rl,fst --sweep slow.lr=1e-4,4e-4,1e-3 --rollouts 5000",
-    "continual": f"continual continual {THREE}",
+    "continual": f"continual continual {THREE} {EACH}",
 }
 FROM = {"sweep": ("codeio",), "plasticity": ("hover", "codeio")}  # whose runs need no second making
 DRAWN = ("strict", "lenient", "codeio", "hover", "mixture", "plasticity/phase-2")
@@ -51,13 +52,13 @@ def command(name: str, directory: Path) -> list[str]:
     kind, config, *rest = STUDIES[name].split()
     known = [word for other in FROM.get(name, ()) for word in ("--from", str(directory / other))]
     place = ["--dir", str(directory / name)]
-    return [kind, f"configs/pocket/{config}.yaml", *rest, *COMMON.split(), *known, *place]
+    return [kind, f"configs/pocket/{config}.yaml", *COMMON.split(), *rest, *known, *place]
 
 
 def keep(name: str, directory: Path) -> None:
     """Put a study's own tables, and the command that makes them, into a page of theirs."""
     kind, config, *rest = STUDIES[name].split()
-    typed = " ".join(["fastslow", kind, f"configs/pocket/{config}.yaml", *rest, *COMMON.split()])
+    typed = " ".join(["fastslow", kind, f"configs/pocket/{config}.yaml", *COMMON.split(), *rest])
     tables = (directory / name / "results.md").read_text().strip()
     TABLES.mkdir(exist_ok=True)
     (TABLES / f"{name}.md").write_text(f"# {name}\n\n    {typed}\n\n{tables}\n")

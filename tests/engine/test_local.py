@@ -12,7 +12,7 @@ from fastslow import Config, ConfigError, ModelError, RunError
 from fastslow.api import make_engine
 from fastslow.engine.base import Datum, SamplingParams
 from fastslow.engine.batching import pack
-from fastslow.engine.forward import segments
+from fastslow.engine.forward import read, segments
 from fastslow.engine.local import LocalEngine
 
 CONTEXTS = [[5, 6, 7, 8, 9, 10], [11, 12, 13], [14, 15, 16, 17]]
@@ -100,6 +100,26 @@ def test_logprobs_equal_the_plain_pass(engine: LocalEngine, plain):
             for (context, tokens), values in zip(pairs, found, strict=True):
                 expected = oracle(plain, context, tokens)
                 assert torch.tensor(values).sub(expected).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("budget", [10_000, 40])  # all at once, and chunks computed twice
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_read_is_log_softmax_with_its_entropy_and_gradient(budget: int, temperature: float):
+    torch.manual_seed(0)
+    hidden = (torch.randn(9, 20) * torch.logspace(-2, 2, 9)[:, None]).requires_grad_()
+    tokens, slope = torch.randint(20, (9,)), torch.randn(9)
+    found, entropy = read(torch.nn.Identity(), hidden, tokens, temperature, budget)
+    (gradient,) = torch.autograd.grad(found, hidden, slope)
+    assert not entropy.requires_grad
+
+    exact = hidden.detach().double().requires_grad_()
+    every = (exact / temperature).log_softmax(-1)
+    expected = every[torch.arange(9), tokens]
+    assert expected.min() < -200  # far beyond where FP32's exponential is zero
+    torch.testing.assert_close(found, expected.float(), rtol=1e-6, atol=1e-5)
+    torch.testing.assert_close(entropy, -(every.exp() * every).sum(-1).float(), atol=1e-4, rtol=0)
+    (wanted,) = torch.autograd.grad(expected, exact, slope.double())
+    torch.testing.assert_close(gradient, wanted.float(), rtol=1e-5, atol=1e-6)
 
 
 def unpacked(packed) -> list[tuple[list[int], list[int]]]:

@@ -98,7 +98,7 @@ class ForkLayer(DynamicLayer):
         """Make all that is held the trunk of so many rows."""
         assert self.keys is not None
         assert self.values is not None
-        self.room, self.trunk = None, (self.keys, self.values)
+        self.room, self.trunk = None, (self.keys.contiguous(), self.values.contiguous())
         self.keys, self.values = (t.new_empty(rows, *t[0, :, :0].shape) for t in self.trunk)
 
     def joined(self, parent_R: Tensor) -> tuple[Tensor, Tensor]:

@@ -177,10 +177,7 @@ def read(
         logits_NV = head(hidden_ND).float()
         if temperature != 1:
             logits_NV = logits_NV / temperature
-        logprobs_NV = logits_NV.log_softmax(-1)
-        with torch.no_grad():
-            entropy_N = -(logprobs_NV.exp() * logprobs_NV).sum(-1)
-        return logprobs_NV.gather(-1, tokens_N[:, None]).squeeze(-1), entropy_N
+        return Readout.apply(logits_NV, tokens_N)
 
     size = max(1, logits // head(hidden_ND[:1]).shape[-1])
     if len(tokens_N) <= size:
@@ -194,20 +191,43 @@ def read(
     return torch.cat(logprobs), torch.cat(entropies)
 
 
+class Readout(torch.autograd.Function):
+    """Log-probability [N] of tokens [N] and entropy [N] (without gradient) of FP32 logits [N, V].
+
+    One softmax serves both and the gradient, which is written over it: a vocabulary is wide.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits_NV: Tensor, tokens_N: Tensor) -> tuple[Tensor, Tensor]:
+        probs_NV = logits_NV.softmax(-1)
+        # By the likeliest token, whose probability is far from zero.
+        normalizer_N = logits_NV.amax(-1) - probs_NV.amax(-1).log()
+        logprobs_N = logits_NV.gather(-1, tokens_N[:, None]).squeeze(-1) - normalizer_N
+        entropy_N = normalizer_N - torch.linalg.vecdot(probs_NV, logits_NV)
+        ctx.save_for_backward(probs_NV, tokens_N)
+        ctx.mark_non_differentiable(entropy_N)
+        return logprobs_N, entropy_N
+
+    @staticmethod
+    def backward(ctx: Any, slope_N: Tensor, _: Tensor) -> tuple[Tensor, None]:
+        probs_NV, tokens_N = ctx.saved_tensors
+        slope_NV = probs_NV.mul_(-slope_N[:, None])
+        return slope_NV.scatter_add_(-1, tokens_N[:, None], slope_N[:, None]), None
+
+
 def draw(logits_RV: Tensor, params: SamplingParams, luck_R: Tensor) -> tuple[Tensor, Tensor]:
     """One token per row and its log-probability before top-p truncation.
 
     `luck_R`, FP64 in [0, 1), decides: the token is where the cumulative distribution reaches it.
     """
-    logprobs_RV = (logits_RV.float() / params.temperature).log_softmax(-1)
-    probs_RV = logprobs_RV.exp()
+    whole_RV = probs_RV = (logits_RV.float() / params.temperature).softmax(-1)
     if params.top_p < 1:
         sorted_RV, order_RV = probs_RV.sort(-1, descending=True)
         drop_RV = sorted_RV.cumsum(-1) - sorted_RV >= params.top_p  # the mass before this token
         probs_RV = probs_RV.masked_fill(
             torch.zeros_like(drop_RV).scatter(-1, order_RV, drop_RV), 0.0
         )
-    reach_RV = probs_RV.double().cumsum(-1)  # in FP64: a vocabulary is long and its tail thin
+    reach_RV = probs_RV.cumsum(-1, dtype=torch.float64)  # a vocabulary is long and its tail thin
     mark_R1 = reach_RV[:, -1:] * luck_R[:, None]
     token_R = torch.searchsorted(reach_RV, mark_R1, right=True).squeeze(-1)
-    return token_R, logprobs_RV.gather(-1, token_R[:, None]).squeeze(-1)
+    return token_R, whole_RV.gather(-1, token_R[:, None]).squeeze(-1).log()
