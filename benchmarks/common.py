@@ -151,14 +151,11 @@ def peak_mib() -> float:
     return peak_memory() / 2**20
 
 
-def alone(
-    script: str, *arguments: object, threads: int | None = None, processes: int = 1
-) -> dict[str, Any]:
-    """The last line, JSON, of a benchmark run in a process of its own, or in several of one torchrun."""
+def alone(script: str, *arguments: object, threads: int | None = None) -> dict[str, Any]:
+    """The last line, JSON, of a benchmark run in a process of its own."""
     more = {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     found = subprocess.run(
-        [sys.executable, *(torchrun if processes > 1 else []), script, *map(str, arguments)],
+        [sys.executable, script, *map(str, arguments)],
         env=os.environ | more,
         check=True,
         stdout=subprocess.PIPE,

@@ -4,7 +4,6 @@
     python benchmarks/step.py                # both, in turns
     python benchmarks/step.py --dtype bf16   # in bf16, as each of them does it
     python benchmarks/step.py --kl           # with the pass through the frozen reference, on both sides
-    python benchmarks/step.py --processes 2  # both under torchrun, a thread to each process
 
 On a machine that is not idle set OMP_WAIT_POLICY=passive, or waiting threads spin and steps take
 ten times as long.
@@ -14,8 +13,7 @@ pocket model's shape, random), problems, reward, response length, threads; CISPO
 sides take turns inside one `trainer.train()`, whose callback runs our step after each of TRL's. A
 step goes from text to the optimizer; TRL's from `on_step_begin` to `on_step_end`, so that its data
 loader, logging and saving do not count. "sampling" is the time in `engine.sample` or `generate`,
-"rest" all the rest. Peak memory is that of a process which runs one side alone. With `--processes` each
-side runs alone under torchrun, and what takes turns are whole runs.
+"rest" all the rest. Peak memory is that of a process which runs one side alone.
 
 Not compared: learning (rewards are hashes of the text), vLLM, GPUs, torch.compile, other shapes.
 The work differs where the designs do: fastslow forwards once what rollouts share and keeps the
@@ -31,7 +29,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import tempfile
 import time
@@ -58,7 +55,6 @@ from fastslow.tasks.star_graph import StarGraph
 PROBLEMS, GROUP, TOKENS = 16, 8, 27
 ROLLOUTS = PROBLEMS * GROUP
 TAU, KL = 3.0, 1e-3
-WORLD = int(os.environ.get("WORLD_SIZE", "1"))  # torchrun's processes
 
 
 def reward(text: str) -> float:
@@ -179,7 +175,7 @@ def train_with_trl(source: Path, args: argparse.Namespace, after: Callable[[int]
             after(state.global_step - 1)
 
     def judge(completions: Any, completion_ids: Any, **_: Any) -> list[float | None]:
-        assert [len(ids) for ids in completion_ids] == [TOKENS] * (ROLLOUTS // WORLD)
+        assert [len(ids) for ids in completion_ids] == [TOKENS] * ROLLOUTS
         return [reward(completion[0]["content"]) for completion in completions]
 
     system = {"role": "system", "content": TASK.seed_prompt}
@@ -193,8 +189,7 @@ def train_with_trl(source: Path, args: argparse.Namespace, after: Callable[[int]
             output_dir=output,
             max_steps=steps,
             per_device_train_batch_size=args.trl_batch,
-            # All 128 are generated at once.
-            gradient_accumulation_steps=ROLLOUTS // (args.trl_batch * WORLD),
+            gradient_accumulation_steps=ROLLOUTS // args.trl_batch,  # all 128 are generated at once
             num_generations=GROUP,
             max_completion_length=TOKENS,
             generation_kwargs={"min_new_tokens": TOKENS},
@@ -228,41 +223,18 @@ def train_with_trl(source: Path, args: argparse.Namespace, after: Callable[[int]
 
 
 def one_side(name: str, source: Path, args: argparse.Namespace) -> dict[str, float]:
-    """Step time and peak memory of a side alone; `before` is with its libraries loaded."""
+    """Peak memory of a side that has the process to itself; `before` is with its libraries loaded."""
     ours = Ours(source, KL if args.kl else 0.0, args.dtype) if name == "fastslow" else None
     before = peak_mib()
     if ours is None:
-        clock = train_with_trl(source, args, lambda number: None)
+        train_with_trl(source, args, lambda number: None)
     else:
-        clock = ours.clock
         for number in range(args.warm + args.steps):
             ours.step(number, ours.population(1))
-    step = median(clock.steps[args.warm :])
-    return {"step": step, "before_mib": before, "peak_mib": peak_mib()}
+    return {"before_mib": before, "peak_mib": peak_mib()}
 
 
-def apart(args: argparse.Namespace, given: Sequence[object]) -> dict[str, Any]:
-    """Both sides under torchrun, by turns, one thread to each process."""
-    print(f"{args.processes} processes of one thread, {args.dtype}")
-    rounds = []
-    for _ in range(args.rounds):
-        sides = ("fastslow", "trl")
-        rows = [
-            alone(__file__, "--alone", side, *given, threads=1, processes=args.processes)
-            for side in sides
-        ]
-        rounds.append([row["step"] for row in rows])
-        print(
-            "  ".join(f"{side} {step:.3f} s" for side, step in zip(sides, rounds[-1], strict=True))
-        )
-    mine, trl = (median(column) for column in zip(*rounds, strict=True))
-    ratios = sorted(b / a for a, b in rounds)
-    print(f"TRL / fastslow: {median(ratios):.2f}, over rounds {ratios[0]:.2f} to {ratios[-1]:.2f}")
-    return {"fastslow": mine, "trl": trl, "ratio": median(ratios)}
-
-
-def compare(source: Path, args: argparse.Namespace, given: Sequence[object]) -> dict[str, Any]:
-    """Both sides in one process, a step of one after a step of the other."""
+def compare(source: Path, args: argparse.Namespace) -> dict[str, Any]:
     ours = Ours(source, KL if args.kl else 0.0, args.dtype)
     lengths = [len(ours.engine.render(TASK.seed_prompt, p.prompt)) for p in problems_of(0)]
     print(f"{PROBLEMS} x {GROUP} rollouts of {TOKENS} tokens after {fmean(lengths):.0f}, ", end="")
@@ -272,11 +244,12 @@ def compare(source: Path, args: argparse.Namespace, given: Sequence[object]) -> 
     dtype, counted = getattr(torch, DTYPES[args.dtype]), slice(args.warm, None)
     peak = matmul_peak(dtype=dtype)
     figures: dict[str, Any] = {"prompt_tokens": fmean(lengths), "matmul_gflops": peak}
-    asked = [*given, "--steps", 2, "--warm", 1, "--threads", args.threads]
+    asked = ["--steps", 2, "--warm", 1, "--threads", args.threads, "--dtype", args.dtype]
+    asked += ["--trl-batch", args.trl_batch, "--trl-weights", args.trl_weights]
     for name, clock in (("fastslow", ours.clock), ("trl", theirs)):
         row = clock.report(name, counted)
         share = clock.gflop / row["step"] / peak
-        row = alone(__file__, "--alone", name, *asked) | row
+        row |= alone(__file__, "--alone", name, *asked, *(["--kl"] if args.kl else []))
         figures[name] = row | {"gflop": clock.gflop, "share_of_peak": share}
         print(f"{'':25}{clock.gflop:.1f} GFLOP of weight products, {share:.0%} of the matmul peak")
         print(
@@ -301,22 +274,15 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--trl-batch", type=int, default=16, help="TRL's micro-batch, divides 128")
     parser.add_argument("--trl-weights", choices=list(DTYPES), default="fp32")
-    parser.add_argument("--alone", choices=["fastslow", "trl"], help="one side alone, as JSON")
-    parser.add_argument("--processes", type=int, default=1, help="of torchrun, one thread each")
-    parser.add_argument("--rounds", type=int, default=5, help="with --processes")
+    parser.add_argument("--alone", choices=["fastslow", "trl"], help="one side's memory, as JSON")
     args = parser.parse_args()
-    quiet(1 if WORLD > 1 else args.threads)
+    quiet(args.threads)
     with tempfile.TemporaryDirectory() as folder:
         source = random_model(Path(folder))
         if args.alone:
             print(json.dumps(one_side(args.alone, source, args)))
             return
-        given = ["--dtype", args.dtype, "--trl-batch", args.trl_batch]
-        given += ["--trl-weights", args.trl_weights, *(["--kl"] if args.kl else [])]
-        if args.processes > 1:
-            figures = apart(args, [*given, "--steps", args.steps, "--warm", args.warm])
-        else:
-            figures = compare(source, args, given)
+        figures = compare(source, args)
     print(json.dumps(vars(args) | figures))
 
 
