@@ -177,6 +177,7 @@ def written(directory: Path) -> list[str]:
     return [path.read_text() for path in sorted((directory / "rollouts").iterdir())]
 
 
+@pytest.mark.slow
 def test_a_straight_run_one_that_was_stopped_and_one_by_two_processes_agree(
     server, small, tmp_path
 ):
