@@ -27,23 +27,23 @@ TABLES = ROOT / "docs/studies"
 PICTURE = ROOT / "docs/curves.svg"
 # The same evaluation everywhere, where a study says nothing else, and no more files than the tables need.
 COMMON = (
-    "--seeds 3 --set eval.every=6 --set eval.problems=60 --set eval.n=2"
+    "--seeds 3 --set eval.every=6 --set eval.problems=40 --set eval.n=2"
     " --set run.rollouts=false --set run.report=false"
 )
-EACH = "--set eval.problems=30"  # of three tasks
+EACH = "--set eval.problems=25"  # of three tasks
 THREE = "--methods rl,fst,gepa+rl"
 # The longest first, so that the processor's cores are busy to the end.
 STUDIES = {
-    "hover": f"compare hover {THREE},rl+gepa,base+gepa,fst-distill --rollouts 5000",
+    "hover": f"compare hover {THREE},rl+gepa,base+gepa,fst-distill --rollouts 4600",
     "ablate": "ablate codeio --over fast.k=1,8 --over loop.cycle=3,12 --over slow.baseline=prompt"
     " --over fast.budget=480 --over fast.reflector=self,python:examples.reflectors:greedy,"
-    "python:examples.reflectors:blind --rollouts 2600",
+    "python:examples.reflectors:blind --rollouts 2400",
     "continual": f"continual continual {THREE} {EACH}",
-    "codeio": f"compare codeio {THREE} --rollouts 5000",
-    "lenient": f"compare star_graph_lenient {THREE} --rollouts 5000",
+    "codeio": f"compare codeio {THREE} --rollouts 4600",
+    "lenient": f"compare star_graph_lenient {THREE} --rollouts 4600",
     "mixture": f"compare mixture --methods fst,gepa+rl --rollouts 6000 {EACH}",
-    "plasticity": f"plasticity hover --then configs/pocket/codeio.yaml {THREE} --rollouts 5000",
-    "sweep": "compare codeio --methods rl,fst --sweep slow.lr=1e-4,4e-4,1e-3 --rollouts 5000",
+    "plasticity": f"plasticity hover --then configs/pocket/codeio.yaml {THREE} --rollouts 4600",
+    "sweep": "compare codeio --methods rl,fst --sweep slow.lr=1e-4,4e-4,1e-3 --rollouts 4600",
     "strict": f"compare star_graph {THREE} --rollouts 4000",
     "reuse": "ablate star_graph_reuse --over reuse.enabled=false --rollouts 4000",
 }
