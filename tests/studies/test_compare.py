@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,17 @@ def test_a_study_trains_every_member_and_reports(config: Config, tmp_path: Path)
     other = compare(config, ["rl", "fst"], 2, tmp_path / "study")
     with pytest.raises(RunError, match=r"rl-s0: was begun with 'lr: 0.001', now it is 'lr: 0.5'"):
         other.run(1, quiet())
+
+
+def test_a_status_that_another_thread_has_read_is_no_failure(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Process.start reaps other threads' processes, whose own wait then says 255."""
+    monkeypatch.setattr(BaseProcess, "exitcode", property(lambda process: 255))
+    compare(config, ["rl"], 1, tmp_path / "done").run(1, quiet())
+    config.task.name = "conftest:Missing"
+    with pytest.raises(RunError, match="rl-s0: .*Missing"):
+        compare(config, ["rl"], 1, tmp_path / "failed").run(1, quiet())
 
 
 def test_a_failed_member_is_named_and_the_others_are_done(config: Config, tmp_path: Path):

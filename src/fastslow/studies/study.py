@@ -58,6 +58,7 @@ class Study:
 
     def __init__(self, directory: Path, kind: str, title: str, members: Sequence[Member]) -> None:
         self.dir, self.kind, self.title, self.members = directory, kind, title, list(members)
+        self._ends: dict[str, tuple[str, ...]] = {}  # rows of finished runs, which are read once
         for member in self.members:
             member.config.run.dir = str(self.dir / member.name)
             member.config.run.seed = member.seed
@@ -92,7 +93,9 @@ class Study:
             children[member.name] = child = context.Process(target=_main, args=(command, said))
             child.start()
             child.join()
-            if child.exitcode:
+            # 255 may mean that another thread, starting a process, has read this one's status.
+            lost = child.exitcode == 255 and self._finished(member)
+            if child.exitcode and not lost:
                 lines = said.read_text().strip().splitlines() if said.exists() else []
                 failed[member.name] = (lines or [f"ended with {child.exitcode}"])[-1]
             said.unlink(missing_ok=True)
@@ -160,7 +163,11 @@ class Study:
         for column in ("run", "state", "step", "rollouts", "reward", "seconds"):
             table.add_column(column, justify="left" if column in ("run", "state") else "right")
         for member in self.members:
-            table.add_row(member.name, *self._progress(member, failed))
+            done = self._finished(member)
+            row = self._ends.get(member.name) or self._progress(member, failed)
+            if done:
+                self._ends[member.name] = row
+            table.add_row(member.name, *row)
         return table
 
     def _progress(self, member: Member, failed: dict[str, str]) -> tuple[str, ...]:
