@@ -80,8 +80,9 @@ def parts_of_memory(
     if lora is not None:  # what each adapter adds to its layer's output
         per_token += size * shape.linear // 2
     if config.model.gradient_checkpointing:
-        # Inputs of all layers, and one layer's activations with their gradients (3: as measured).
-        per_token = size * (shape.layers * shape.hidden + 3 * kept)
+        # Inputs of all layers, and one layer's activations with their gradients (5: as measured, with
+        # what the allocator cannot put to use again at once).
+        per_token = size * (shape.layers * shape.hidden + 5 * kept)
         tokens = loop.problems * loop.group * width
     else:
         tokens = loop.problems * (context * config.fast.k + loop.group * response)
