@@ -106,18 +106,20 @@ def graded(
 
 
 def drift(engine: Engine, rollouts: Sequence[Rollout]) -> Drift:
-    """KL to the base and entropy on rollouts sampled at temperature 1, both models under their contexts.
+    """KL to the base and entropy on rollouts sampled plainly at temperature 1, by their own log-probs.
 
-    KL is estimated per token of the policy by `exp(d) - d - 1`, `d = log base - log policy` (unbiased,
-    never negative), and averaged over tokens.
+    KL is estimated per token of the policy by `exp(d) - d - 1`, `d = log base - log policy` (unbiased
+    for the distribution that was sampled from, never negative), and averaged over tokens. The policy's are
+    those recorded in sampling; with another sampler than the engine, such as vLLM, its rounding adds to it.
     """
     sequences = [(rollout.context, rollout.tokens) for rollout in rollouts]
-    written = [bit for rollout in rollouts for bit in rollout.mask]
-
-    def logprobs(which: Which) -> list[float]:
-        values = [value for row in engine.logprobs(sequences, which) for value in row]
-        return [value for value, bit in zip(values, written, strict=True) if bit]
-
-    policy, base = logprobs("policy"), logprobs("base")
-    gaps = [b - p for p, b in zip(policy, base, strict=True)]
-    return Drift(kl=fmean(math.exp(d) - d - 1 for d in gaps), entropy=-fmean(policy))
+    pairs = [
+        (own, base)
+        for rollout, row in zip(rollouts, engine.logprobs(sequences, "base"), strict=True)
+        for own, base, bit in zip(rollout.logprobs, row, rollout.mask, strict=True)
+        if bit
+    ]
+    gaps = [base - own for own, base in pairs]
+    return Drift(
+        kl=fmean(math.exp(d) - d - 1 for d in gaps), entropy=-fmean(own for own, _ in pairs)
+    )
