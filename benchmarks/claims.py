@@ -153,7 +153,7 @@ def escape(root: Path) -> str:
             cells = [spread([p and p.step for p in met[arm]], ".0f") for arm in ARMS]
             rows.append([f"{title}: steps to {level}", *cells])
         cells = [spread([curve[-1].reward for curve in found[arm]]) for arm in ARMS]
-        rollouts = round(fmean(c[-1].rollouts for arm in ARMS for c in found[arm]), -3)
+        rollouts = round(fmean(c[-1].rollouts for arm in ARMS for c in found[arm]), -2)
         rows.append([f"{title}: reward after {rollouts:,.0f} rollouts", *cells])
     return markdown(["star-graph", *ARMS], rows)
 
