@@ -182,7 +182,7 @@ def continual(root: Path) -> str:
 
 
 def decomposition(root: Path) -> str:
-    """The 2 x 2 of FST's runs: 200 problems x 4 responses each."""
+    """The 2 x 2 of FST's runs: their evaluation problems x 4 responses each."""
     paper = {"codeio": "-, 0.251, 0.345, 0.433", "hover": "0.020, 0.116, 0.106, 0.212 (HoVer-hard)"}
     rows = []
     for name, title in FRONT.items():

@@ -51,10 +51,10 @@ FROM = {"sweep": ("codeio",), "plasticity": ("hover", "codeio")}  # whose runs n
 DRAWN = ("strict", "lenient", "codeio", "hover", "mixture", "plasticity/phase-2")
 
 
-def command(name: str, directory: Path) -> list[str]:
+def command(name: str, directory: Path, jobs: int) -> list[str]:
     kind, config, *rest = STUDIES[name].split()
     known = [word for other in FROM.get(name, ()) for word in ("--from", str(directory / other))]
-    place = ["--dir", str(directory / name), "--jobs", "1"]
+    place = ["--dir", str(directory / name), "--jobs", str(jobs)]
     return [kind, f"configs/pocket/{config}.yaml", *COMMON.split(), *rest, *known, *place]
 
 
@@ -124,6 +124,8 @@ def main() -> None:
         if name not in STUDIES:
             parser.error(f"no study {name!r}; known: {', '.join(STUDIES)}")
     begun = time.perf_counter()
+    cores = os.cpu_count() or 1
+    jobs = max(1, cores // len(arguments.names))  # runs of a study at once
 
     def say(what: str, since: float) -> None:
         print(f"{what}: {(time.perf_counter() - since) / 60:.1f} minutes", flush=True)
@@ -135,14 +137,14 @@ def main() -> None:
             if other in futures:
                 futures[other].result()
         start = time.perf_counter()
-        words = [sys.executable, "-m", "fastslow", *command(name, arguments.dir)]
+        words = [sys.executable, "-m", "fastslow", *command(name, arguments.dir, jobs)]
         subprocess.run(words, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
         keep(name, arguments.dir)
         say(name, start)
 
-    with ThreadPoolExecutor(os.cpu_count()) as cores:  # a study on each, its runs one by one
+    with ThreadPoolExecutor(cores) as pool:
         for name in (name for name in STUDIES if name in arguments.names):
-            futures[name] = cores.submit(make, name)
+            futures[name] = pool.submit(make, name)
     for future in futures.values():
         future.result()
     start = time.perf_counter()
