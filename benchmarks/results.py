@@ -84,6 +84,7 @@ def draw(directory: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
+    matplotlib.rcParams["svg.hashsalt"] = PICTURE.name  # the same file from the same runs
     from matplotlib import pyplot
 
     found = [name for name in DRAWN if (directory / name / "study.json").exists()]
