@@ -35,7 +35,7 @@ THREE = "--methods rl,fst,gepa+rl"
 # The longest first, so that the processor's cores are busy to the end.
 STUDIES = {
     "hover": f"compare hover {THREE},rl+gepa,base+gepa,fst-distill --rollouts 4600",
-    "ablate": "ablate codeio --over fast.k=1,8 --over loop.cycle=3,12 --over slow.baseline=prompt"
+    "ablate": "ablate codeio --over fast.k=1,8 --over loop.cycle=12 --over slow.baseline=prompt"
     " --over fast.budget=480 --over fast.reflector=self,python:examples.reflectors:greedy,"
     "python:examples.reflectors:blind --rollouts 2400",
     "continual": f"continual continual {THREE} {EACH}",
@@ -44,7 +44,7 @@ STUDIES = {
     "mixture": f"compare mixture --methods fst,gepa+rl --rollouts 6000 {EACH}",
     "plasticity": f"plasticity hover --then configs/pocket/codeio.yaml {THREE} --rollouts 4600",
     "sweep": "compare codeio --methods rl,fst --sweep slow.lr=1e-4,4e-4,1e-3 --rollouts 4600",
-    "strict": f"compare star_graph {THREE} --rollouts 4000",
+    "strict": f"compare star_graph {THREE} --rollouts 3000",
     "reuse": "ablate star_graph_reuse --over reuse.enabled=false --rollouts 4000",
 }
 FROM = {"sweep": ("codeio",), "plasticity": ("hover", "codeio")}  # whose runs need no second making
