@@ -290,9 +290,13 @@ def main() -> None:
     parser.add_argument("--alone", choices=["fastslow", "trl"], help="one side's memory, as JSON")
     args = parser.parse_args()
     quiet(args.threads)
-    told = sys.stdout if join().first else None
+    world = join()
+    told = sys.stdout if world.first else None
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(told):
-        source = random_model(Path(folder))
+        source = Path(world.gather(folder)[0])
+        if world.first:
+            random_model(source)
+        world.gather(None)  # it is there
         if args.alone:
             print(json.dumps(one_side(args.alone, source, args)))
             return
