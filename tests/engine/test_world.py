@@ -146,7 +146,7 @@ def test_a_sharded_run_is_the_same_and_goes_on_after_a_stop(
 
 
 def test_what_one_process_refuses_ends_all_with_one_line(small: dict, tmp_path: Path):
-    assert started(small, tmp_path / "a.yaml").returncode == 0
+    fastslow.train(small)
     again = started(small, tmp_path / "a.yaml")
     assert again.returncode != 0
     assert "a run is here already" in again.stderr
