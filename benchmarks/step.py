@@ -4,7 +4,6 @@
     python benchmarks/step.py                # both, in turns
     python benchmarks/step.py --dtype bf16   # in bf16, as each of them does it
     python benchmarks/step.py --kl           # with the pass through the frozen reference, on both sides
-    OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 benchmarks/step.py --threads 1   # in two processes
 
 On a machine that is not idle set OMP_WAIT_POLICY=passive, or waiting threads spin and steps take
 ten times as long.
@@ -14,9 +13,7 @@ pocket model's shape, random), problems, reward, response length, threads; CISPO
 sides take turns inside one `trainer.train()`, whose callback runs our step after each of TRL's. A
 step goes from text to the optimizer; TRL's from `on_step_begin` to `on_step_end`, so that its data
 loader, logging and saving do not count. "sampling" is the time in `engine.sample` or `generate`,
-"rest" all the rest. Peak memory is that of a process which runs one side alone. In several processes
-each side splits its rollouts among them and has its own way of adding up gradients; times are the
-first process's, products and processor time all processes'.
+"rest" all the rest. Peak memory is that of a process which runs one side alone.
 
 Not compared: learning (rewards are hashes of the text), vLLM, GPUs, torch.compile, other shapes.
 The work differs where the designs do: fastslow forwards once what rollouts share and keeps the
@@ -31,7 +28,6 @@ took longer), a static cache, no gradient checkpointing, fused AdamW, no logs, n
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import sys
 import tempfile
@@ -51,7 +47,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from fastslow.collect import collect_groups, roll_out
 from fastslow.config import SlowConfig
 from fastslow.engine.base import SamplingParams
-from fastslow.engine.world import join
 from fastslow.reuse import ReuseCache
 from fastslow.rollout import Problem, Prompt, Score
 from fastslow.slow.advantage import make_batch
@@ -169,7 +164,7 @@ def train_with_trl(source: Path, args: argparse.Namespace, after: Callable[[int]
         from trl import GRPOConfig, GRPOTrainer
     except ImportError as error:
         sys.exit(f"This compares with TRL 1.16 ({error}): pip install -e '.[bench]'")
-    clock, steps, processes = Clock(), args.warm + args.steps, join().size
+    clock, steps = Clock(), args.warm + args.steps
 
     class Turns(transformers.TrainerCallback):
         def on_step_begin(self, *_: Any, **__: Any) -> None:
@@ -180,7 +175,7 @@ def train_with_trl(source: Path, args: argparse.Namespace, after: Callable[[int]
             after(state.global_step - 1)
 
     def judge(completions: Any, completion_ids: Any, **_: Any) -> list[float | None]:
-        assert [len(ids) for ids in completion_ids] == [TOKENS] * (ROLLOUTS // processes)
+        assert [len(ids) for ids in completion_ids] == [TOKENS] * ROLLOUTS
         return [reward(completion[0]["content"]) for completion in completions]
 
     system = {"role": "system", "content": TASK.seed_prompt}
@@ -194,8 +189,7 @@ def train_with_trl(source: Path, args: argparse.Namespace, after: Callable[[int]
             output_dir=output,
             max_steps=steps,
             per_device_train_batch_size=args.trl_batch,
-            # All that is generated at once.
-            gradient_accumulation_steps=ROLLOUTS // args.trl_batch // processes,
+            gradient_accumulation_steps=ROLLOUTS // args.trl_batch,  # all 128 are generated at once
             num_generations=GROUP,
             max_completion_length=TOKENS,
             generation_kwargs={"min_new_tokens": TOKENS},
@@ -243,30 +237,23 @@ def one_side(name: str, source: Path, args: argparse.Namespace) -> dict[str, flo
 def compare(source: Path, args: argparse.Namespace) -> dict[str, Any]:
     ours = Ours(source, KL if args.kl else 0.0, args.dtype)
     lengths = [len(ours.engine.render(TASK.seed_prompt, p.prompt)) for p in problems_of(0)]
-    world = ours.engine.world
     print(f"{PROBLEMS} x {GROUP} rollouts of {TOKENS} tokens after {fmean(lengths):.0f}, ", end="")
-    print(f"{args.dtype}, KL {KL if args.kl else 0}")
-    print(f"{world.size} processes, {args.threads} threads each, ", end="")
+    print(f"{args.dtype}, KL {KL if args.kl else 0}, {args.threads} threads")
     print(f"medians of {args.steps} steps after {args.warm}\n")
     theirs = train_with_trl(source, args, lambda number: ours.step(number, ours.population(1)))
     dtype, counted = getattr(torch, DTYPES[args.dtype]), slice(args.warm, None)
-    peak = sum(world.gather(matmul_peak(dtype=dtype)))
+    peak = matmul_peak(dtype=dtype)
     figures: dict[str, Any] = {"prompt_tokens": fmean(lengths), "matmul_gflops": peak}
     asked = ["--steps", 2, "--warm", 1, "--threads", args.threads, "--dtype", args.dtype]
     asked += ["--trl-batch", args.trl_batch, "--trl-weights", args.trl_weights]
     for name, clock in (("fastslow", ours.clock), ("trl", theirs)):
-        clock.gflop = sum(world.gather(clock.gflop))
-        clock.cpu = [sum(seconds) for seconds in zip(*world.gather(clock.cpu), strict=True)]
         row = clock.report(name, counted)
         share = clock.gflop / row["step"] / peak
+        row |= alone(__file__, "--alone", name, *asked, *(["--kl"] if args.kl else []))
         figures[name] = row | {"gflop": clock.gflop, "share_of_peak": share}
         print(f"{'':25}{clock.gflop:.1f} GFLOP of weight products, {share:.0%} of the matmul peak")
-        if world.size > 1:
-            continue
-        figures[name] |= alone(__file__, "--alone", name, *asked, *(["--kl"] if args.kl else []))
         print(
-            f"{'':25}peak memory {figures[name]['peak_mib']:.0f} MiB, "
-            f"{figures[name]['before_mib']:.0f} before a step"
+            f"{'':25}peak memory {row['peak_mib']:.0f} MiB, {row['before_mib']:.0f} before a step"
         )
     print(f"matmul peak: {peak:.0f} GFLOP/s in {args.dtype}")
     for name, kind in (("ratio", "steps"), ("cpu_ratio", "cpu")):
@@ -290,17 +277,13 @@ def main() -> None:
     parser.add_argument("--alone", choices=["fastslow", "trl"], help="one side's memory, as JSON")
     args = parser.parse_args()
     quiet(args.threads)
-    world = join()
-    told = sys.stdout if world.first else None
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(told):
-        source = Path(world.gather(folder)[0])
-        if world.first:
-            random_model(source)
-        world.gather(None)  # it is there
+    with tempfile.TemporaryDirectory() as folder:
+        source = random_model(Path(folder))
         if args.alone:
             print(json.dumps(one_side(args.alone, source, args)))
             return
-        print(json.dumps(vars(args) | compare(source, args)))
+        figures = compare(source, args)
+    print(json.dumps(vars(args) | figures))
 
 
 if __name__ == "__main__":
