@@ -145,11 +145,13 @@ def test_a_sharded_run_is_the_same_and_goes_on_after_a_stop(
     assert_same_weights(straight.dir, tmp_path / "two")
 
 
-def test_what_one_process_refuses_ends_all_with_one_line(small: dict, tmp_path: Path):
+def test_what_is_refused_ends_all_with_a_line_each(small: dict, tmp_path: Path):
     fastslow.train(small)
     again = started(small, tmp_path / "a.yaml")
     assert again.returncode != 0
-    assert "a run is here already" in again.stderr
+    said = [line for line in again.stderr.splitlines() if "a run is here already" in line]
+    assert [line.startswith("fastslow: error: ") for line in said] == [True, True]
+    assert "fastslow/run.py" not in again.stderr  # no traceback but torchrun's
 
 
 def test_shares_are_all_of_it_and_even():
