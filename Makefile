@@ -26,7 +26,10 @@ format: $(VENV)/dev
 bench: $(VENV)/bench
 	$(BIN)/python benchmarks/step.py
 	$(BIN)/python benchmarks/step.py --dtype bf16
+	$(BIN)/python benchmarks/step.py --trl defaults
+	$(BIN)/python benchmarks/step.py --trl defaults --dtype bf16
 	$(BIN)/python benchmarks/reuse.py
+	$(BIN)/python benchmarks/reuse.py --tokens 256 --steps 3
 	$(BIN)/python benchmarks/account.py
 	$(BIN)/python benchmarks/growth.py
 

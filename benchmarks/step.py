@@ -4,6 +4,7 @@
     python benchmarks/step.py                # both, in turns
     python benchmarks/step.py --dtype bf16   # in bf16, as each of them does it
     python benchmarks/step.py --kl           # with the pass through the frozen reference, on both sides
+    python benchmarks/step.py --trl defaults # TRL as it comes
 
 On a machine that is not idle set OMP_WAIT_POLICY=passive, or waiting threads spin and steps take
 ten times as long.
@@ -22,7 +23,8 @@ ratio of an on-policy step to be 1 and, where Triton is missing, runs prompt pos
 output layer too. In bf16 fastslow has bf16 weights, FP32 masters and FP32 logits; TRL has FP32
 weights under autocast (`bf16=True`, its default), or with `--trl-weights bf16` bf16 weights that AdamW
 updates as they are. TRL has the settings that made it fastest here: micro-batches of 16 (128 at once
-took longer), a static cache, no gradient checkpointing, fused AdamW, no logs, nothing on disk.
+took longer), a static cache, no gradient checkpointing, fused AdamW, no logs, nothing on disk. With
+`--trl defaults` the first three are its own: micro-batches of 8, a growing cache, checkpointing.
 """
 
 from __future__ import annotations
@@ -181,6 +183,8 @@ def train_with_trl(source: Path, args: argparse.Namespace, after: Callable[[int]
     system = {"role": "system", "content": TASK.seed_prompt}
     questions = [problem.prompt for step in range(steps) for problem in problems_of(step)]
     weights = getattr(torch, DTYPES[args.trl_weights])
+    defaults = args.trl == "defaults"
+    batch = 8 if defaults else args.trl_batch
     mixed = args.dtype == "bf16" and args.trl_weights == "fp32"  # a static cache fails there
     model = AutoModelForCausalLM.from_pretrained(source, dtype=weights)
     model.generate = clock.watch(model.generate)
@@ -188,8 +192,8 @@ def train_with_trl(source: Path, args: argparse.Namespace, after: Callable[[int]
         config = GRPOConfig(
             output_dir=output,
             max_steps=steps,
-            per_device_train_batch_size=args.trl_batch,
-            gradient_accumulation_steps=ROLLOUTS // args.trl_batch,  # all 128 are generated at once
+            per_device_train_batch_size=batch,
+            gradient_accumulation_steps=ROLLOUTS // batch,  # all 128 are generated at once
             num_generations=GROUP,
             max_completion_length=TOKENS,
             generation_kwargs={"min_new_tokens": TOKENS},
@@ -197,10 +201,10 @@ def train_with_trl(source: Path, args: argparse.Namespace, after: Callable[[int]
             epsilon_high=TAU,
             beta=KL if args.kl else 0.0,
             learning_rate=SlowConfig().lr,
-            cache_implementation=None if mixed else "static",
+            cache_implementation=None if mixed or defaults else "static",
             use_cpu=True,
             bf16=args.dtype == "bf16",
-            gradient_checkpointing=False,
+            gradient_checkpointing=defaults,
             shuffle_dataset=False,
             logging_strategy="no",
             save_strategy="no",
@@ -245,7 +249,7 @@ def compare(source: Path, args: argparse.Namespace) -> dict[str, Any]:
     peak = matmul_peak(dtype=dtype)
     figures: dict[str, Any] = {"prompt_tokens": fmean(lengths), "matmul_gflops": peak}
     asked = ["--steps", 2, "--warm", 1, "--threads", args.threads, "--dtype", args.dtype]
-    asked += ["--trl-batch", args.trl_batch, "--trl-weights", args.trl_weights]
+    asked += ["--trl", args.trl, "--trl-batch", args.trl_batch, "--trl-weights", args.trl_weights]
     for name, clock in (("fastslow", ours.clock), ("trl", theirs)):
         row = clock.report(name, counted)
         share = clock.gflop / row["step"] / peak
@@ -272,6 +276,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=7)
     parser.add_argument("--warm", type=int, default=2, help="steps before those that count")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--trl", choices=["fastest", "defaults"], default="fastest")
     parser.add_argument("--trl-batch", type=int, default=16, help="TRL's micro-batch, divides 128")
     parser.add_argument("--trl-weights", choices=list(DTYPES), default="fp32")
     parser.add_argument("--alone", choices=["fastslow", "trl"], help="one side's memory, as JSON")
