@@ -76,6 +76,19 @@ def test_overrides_are_laid_over_the_file(tmp_path: Path):
     assert (config.slow.lr, config.slow.tau, config.task.args) == (1e-4, 5.0, {"degree": 3})
 
 
+def test_a_model_may_be_written_for_short(tmp_path: Path):
+    path = tmp_path / "c.yaml"
+    path.write_text("model: {dtype: bf16, thinking: on, attention: sdpa}\n")
+    model = Config.load(path).model
+    assert (model.dtype, model.thinking) == ("bfloat16", "on")
+    model = Config.load(path, dict([parse_override("model.thinking=off")])).model
+    assert model.thinking == "off"
+    assert Config.parse({"model": {"dtype": "fp32"}}).model.dtype == "float32"
+    for wrong in ("bf15", True, [], None):
+        with pytest.raises(ConfigError, match="model.dtype"):
+            Config.parse({"model": {"dtype": wrong}})
+
+
 def test_files_that_are_no_configuration(tmp_path: Path):
     for text, part in [
         ("a: [", "not valid YAML"),

@@ -71,7 +71,8 @@ class LoraConfig(Section):
 class ModelConfig(Section):
     name: str = "pocket"  # "pocket", a directory, or a hub name
     base: str | None = None  # the reference of KL; None: `name` as it is before training
-    dtype: Literal["float32", "bfloat16"] = "float32"  # sampling and training share it
+    # Sampling and training share it; fp32 and bf16 for short.
+    dtype: Literal["float32", "bfloat16"] = "float32"
     device: str = "auto"  # "auto" takes the GPU when there is one
     lora: LoraConfig | None = None  # None: full fine-tuning, the paper's setting
     thinking: Literal["on", "off"] | None = None  # None: as the chat template has it
@@ -79,6 +80,17 @@ class ModelConfig(Section):
     compile: bool = False  # torch.compile the passes that learn
     gradient_checkpointing: bool = False  # less memory, more time; contexts are then not shared
     shard: bool = False  # under torchrun: FSDP2 splits FP32 weights, moments and summed gradients
+
+    @field_validator("dtype", mode="before")
+    @classmethod
+    def _in_full(cls, value: Any) -> Any:
+        return {"fp32": "float32", "bf16": "bfloat16"}.get(str(value), value)
+
+    @field_validator("thinking", mode="before")
+    @classmethod
+    def _as_written(cls, value: Any) -> Any:
+        """YAML reads a bare `on` or `off` as a truth value."""
+        return ("on" if value else "off") if isinstance(value, bool) else value
 
     @model_validator(mode="after")
     def _whole_adapters(self) -> ModelConfig:
