@@ -32,8 +32,6 @@ COMMON = (
 )
 EACH = "--set eval.problems=25"  # of three tasks
 THREE = "--methods rl,fst,gepa+rl"
-# Memory that was freed stays with the process: glibc would return it and fault it in again page by page.
-MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**32)}
 # The longest first, so that the processor's cores are busy to the end.
 STUDIES = {
     "hover": f"compare hover {THREE},rl+gepa,base+gepa,fst-distill --rollouts 3840",
@@ -141,9 +139,7 @@ def main() -> None:
                 futures[other].result()
         start = time.perf_counter()
         words = [sys.executable, "-m", "fastslow", *command(name, arguments.dir, jobs)]
-        subprocess.run(
-            words, check=True, cwd=ROOT, env=os.environ | MALLOC, stdout=subprocess.DEVNULL
-        )
+        subprocess.run(words, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
         keep(name, arguments.dir)
         say(name, start)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
 import re
 import resource
 from contextlib import suppress
@@ -107,6 +109,20 @@ def parts_of_memory(
         "sampling": rows * width * shape.layers * 2 * shape.keys * size
         + 8 * rows * shape.vocabulary,
     }
+
+
+def keep_freed_memory() -> None:
+    """Let this process keep the CPU memory that it frees, for its next tensors, where glibc manages it.
+
+    glibc asks the system for each large block and gives it back when freed; a page that comes anew is first
+    cleared, which takes longer than most operators take to fill it. A user's own MALLOC_ settings hold.
+    """
+    max_mmaps, trim_threshold = -4, -1  # as malloc.h numbers them
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None or any(name.startswith("MALLOC_") for name in os.environ):
+        return
+    mallopt(max_mmaps, 0)
+    mallopt(trim_threshold, -1)
 
 
 def peak(parts: dict[str, float]) -> float:
