@@ -29,13 +29,14 @@ from statistics import median
 from typing import Any
 
 import torch
-from common import Load, make_engine, quiet, random_model, rate, sample
+from common import Load, make_engine, matmul_peak, quiet, random_model, rate, sample
 from torch.profiler import ProfilerActivity, profile, record_function
 from transformers import AttentionInterface
 from transformers.models.qwen3 import modeling_qwen3
 
 from fastslow.engine import forward
 from fastslow.engine.local import LocalEngine
+from fastslow.engine.products import linear
 
 LARGE = {
     "hidden_size": 512,
@@ -60,6 +61,7 @@ PARTS = {  # by what a module's name ends with
     "model": "views, caches",
 }
 PRODUCTS = {"aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm"}
+ONEDNN = "mkldnn::_linear_pointwise"
 FLASH = "aten::_scaled_dot_product_flash_attention_for_cpu"
 
 
@@ -104,6 +106,8 @@ def flop(name: str, shapes: list[list[int]]) -> float:
     if name in PRODUCTS:
         a, b = [shape for shape in shapes if len(shape) > 1][-2:]
         return 2.0 * torch.Size(a).numel() * b[-1]
+    if name == ONEDNN:
+        return 2.0 * torch.Size(shapes[0]).numel() * shapes[1][0]
     if name == FLASH:
         return 4.0 * torch.Size(shapes[0]).numel() * shapes[1][-2]
     if name == FLASH + "_backward":  # five products where forward has two
@@ -160,6 +164,9 @@ def alone(part: Part) -> float:
         if name in PRODUCTS:
             a, b = (torch.randn(shape) for shape in [s for s in shapes if len(s) > 1][-2:])
             total += count * work / speed(lambda a=a, b=b: a @ b, work, 5) / 1e9  # type: ignore[misc]
+        elif name == ONEDNN:
+            a, b = (torch.randn(shape) for shape in shapes[:2])
+            total += count * work / speed(lambda a=a, b=b: linear(a, b), work, 5) / 1e9  # type: ignore[misc]
         else:
             q, k = (torch.randn(s) for s in (shapes[:2] if name == FLASH else shapes[1:3]))
             scores = 4.0 * q.numel() * k.shape[-2]
@@ -183,8 +190,7 @@ def account(name: str, sizes: dict[str, Any], args: argparse.Namespace) -> dict[
             with record_function(LEARNING):
                 engine.update(data)
     parts = attribute(profiler.events())
-    a, b = torch.randn(2048, 2048), torch.randn(2048, 2048)
-    peak = speed(lambda: a @ b, 2 * 2048**3, 12)
+    peak = matmul_peak(clock=time.process_time)
     step, whole = median(plain[1:]), sum(part.forward + part.backward for part in parts.values())
     scale = step / whole  # `whole` is of all the steps profiled
     print(

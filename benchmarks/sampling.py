@@ -29,7 +29,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from common import Load, make_engine, matmul_peak, quiet, random_model
+from common import PRODUCTS, Load, make_engine, matmul_peak, quiet, random_model
 from torch.utils.flop_counter import FlopCounterMode
 
 from fastslow.config import Config
@@ -99,7 +99,7 @@ def compare(engine: LocalEngine, vllm: VllmSampler | None, load: Load, args: Any
         }
         print(f"  {name:10}{row['seconds']:8.3f} s{row['tokens_per_second']:9.0f} tokens/s", end="")
         if name != "vllm":  # its kernels are its own and are not counted
-            with FlopCounterMode(display=False) as counter:
+            with FlopCounterMode(display=False, custom_mapping=PRODUCTS) as counter:
                 ways[name](load.contexts(vocabulary), counts, 0)
             row["gflop"] = counter.get_total_flops() / 1e9
             print(f"{row['gflop']:7.1f} GFLOP", end="")

@@ -42,7 +42,16 @@ from typing import Any
 
 import torch
 import transformers
-from common import DTYPES, alone, make_engine, matmul_peak, peak_mib, quiet, random_model
+from common import (
+    DTYPES,
+    PRODUCTS,
+    alone,
+    make_engine,
+    matmul_peak,
+    peak_mib,
+    quiet,
+    random_model,
+)
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -86,7 +95,7 @@ class Clock:
         self.sampling: list[float] = []
         self.cpu: list[float] = []  # seconds of processor time, all threads'
         self.gflop = 0.0
-        self._counter = FlopCounterMode(display=False)
+        self._counter = FlopCounterMode(display=False, custom_mapping=PRODUCTS)
         self._running = False
 
     def begin(self) -> None:
@@ -102,7 +111,7 @@ class Clock:
         if len(self.steps) == 1:
             self._counter.__exit__(None, None, None)
             counts = self._counter.get_flop_counts()["Global"]
-            weights = (torch.ops.aten.mm, torch.ops.aten.addmm)  # attention's are batched: bmm
+            weights = (*PRODUCTS, torch.ops.aten.mm, torch.ops.aten.addmm)  # attention's: bmm
             self.gflop = sum(counts.get(product, 0) for product in weights) / 1e9
 
     def watch(self, sample: Callable[..., Any]) -> Callable[..., Any]:

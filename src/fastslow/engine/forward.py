@@ -25,6 +25,7 @@ class Halves:
     config: Any
     body: Callable[..., Tensor]
     head: Callable[[Tensor], Tensor]
+    vocabulary: int  # logits of one token
 
 
 @torch.inference_mode()
@@ -51,7 +52,7 @@ def halve(model: Any, compiled: bool = False) -> Halves:
         out = (learning if torch.is_grad_enabled() else plain)(**given)
         return out.last_hidden_state if split else out.logits
 
-    return Halves(model.config, body, head if split else lambda logits: logits)
+    return Halves(model.config, body, head if split else lambda logits: logits, whole.shape[-1])
 
 
 def prefill(model: Halves, stages: list[Stage], cache: Cache) -> tuple[Tensor, Tensor]:
@@ -86,7 +87,8 @@ def score(
     checkpointing needs it. At most about `logits` logits exist at once.
     """
     hidden_ND, row_N, place_N = (_whole if whole else _shared)(model, packed)
-    values = read(model.head, hidden_ND, packed.tokens_RT[row_N, place_N], temperature, logits)
+    tokens_N, size = packed.tokens_RT[row_N, place_N], max(1, logits // model.vocabulary)
+    values = read(model.head, hidden_ND, tokens_N, temperature, size)
     blank_RT = torch.zeros(packed.tokens_RT.shape, device=row_N.device)
     logprobs_RT, entropy_RT = (blank_RT.index_put((row_N, place_N), value_N) for value_N in values)
     return logprobs_RT, entropy_RT
@@ -166,11 +168,11 @@ def read(
     hidden_ND: Tensor,
     tokens_N: Tensor,
     temperature: float,
-    logits: int,
+    size: int,
 ) -> tuple[Tensor, Tensor]:
     """Tempered FP32 log-probability of the tokens, and entropy (without gradient).
 
-    Chunks of tokens whose logits would be too many at once are computed again in the backward pass.
+    Where tokens are more than `size`, chunks of so many are computed again in the backward pass.
     """
 
     def chunk(hidden_ND: Tensor, tokens_N: Tensor) -> tuple[Tensor, Tensor]:
@@ -179,7 +181,6 @@ def read(
             logits_NV = logits_NV / temperature
         return Readout.apply(logits_NV, tokens_N)
 
-    size = max(1, logits // head(hidden_ND[:1]).shape[-1])
     if len(tokens_N) <= size:
         return chunk(hidden_ND, tokens_N)
     pairs = zip(hidden_ND.split(size), tokens_N.split(size), strict=True)

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 from fastslow.config import LoraConfig, ModelConfig
+from fastslow.engine.products import fp32_linear, speed_up
 from fastslow.errors import ConfigError, ModelError
 
 
@@ -53,6 +53,8 @@ def load_model(
             "takes models whose layers attend to tokens (Qwen3, Llama, Mistral, Gemma and the like)"
         )
     model.to(device).eval()  # no dropout: sampling and training must agree
+    if device.type == "cpu" and not model_config.compile:
+        speed_up(model)
     if fp32_logits and dtype != torch.float32:
         _fp32_head(model.get_output_embeddings())
     return model
@@ -143,7 +145,7 @@ def _peft() -> Any:
 
 def _fp32_head(head: Any) -> None:
     """Compute the output layer in FP32 (ScaleRL: half-precision logits set sampler and trainer apart)."""
-    head.forward = lambda hidden: F.linear(hidden.float(), head.weight.float(), head.bias)
+    head.forward = lambda hidden: fp32_linear(hidden, head.weight, head.bias)
 
 
 def load_tokenizer(source: str | Path) -> Any:

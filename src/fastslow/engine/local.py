@@ -38,6 +38,7 @@ from fastslow.engine.loading import (
     load_weights,
     whole_weights,
 )
+from fastslow.engine.memory import keep_freed_memory
 from fastslow.engine.optimizer import Optimizer
 from fastslow.engine.sharding import Shards
 from fastslow.engine.text import ChatText, stop_tokens, thinking_limit
@@ -56,6 +57,8 @@ class LocalEngine:
         self.world = join()
         self.temperature = config.sampling.temperature
         self.device = find_device(config.model.device)
+        if self.device.type == "cpu":
+            keep_freed_memory()
         self.model_config = config.model
         self.source = _place(config.model.name)
         self.base_source = _place(config.model.base or config.model.name)
