@@ -83,6 +83,21 @@ def test_the_command(small: dict, tmp_path: Path, capsys: pytest.CaptureFixture)
     assert "hours" in capsys.readouterr().out
 
 
+def test_hours_at_a_given_speed(small: dict, tmp_path: Path, capsys: pytest.CaptureFixture):
+    small["loop"] |= {"method": "rl", "steps": 10}
+    path = tmp_path / "small.yaml"
+    path.write_text(yaml.safe_dump(small))
+    batch = small["loop"]["problems"] * small["loop"]["group"]
+    assert main(["plan", str(path), "--speed", "0.5,0.25"]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    evaluated = make_plan(Config.parse(small)).counts.eval
+    hours = 8 * ((10 * batch + evaluated) / 0.5 + 10 * batch / 0.25) / 3600  # 8 tokens each
+    assert f"hours {hours:.2f} at the speed given" in out
+    for wrong in ("fast", "1", "1,2,3", "0,5", "1,nan", "inf,1", ""):
+        assert main(["plan", str(path), "--speed", wrong]) == 2
+        assert f"--speed {wrong!r}: expected two positive" in capsys.readouterr().err
+
+
 def test_reflection_has_a_price(small: dict):
     pytest.importorskip("litellm")
     prices = {}

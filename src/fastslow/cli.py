@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +124,9 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument(
         "--like", type=Path, metavar="RUN_DIR", help="an earlier run, however short, to learn from"
     )
+    plan.add_argument(
+        "--speed", metavar="SAMPLED,LEARNED", help="response tokens per second, for the hours"
+    )
     plan.add_argument("--set", action="append", default=[], metavar="KEY.PATH=VALUE", dest="sets")
     demo = add("demo", _demo, "FST, then RL with the same rollouts, on the embedded model")
     demo.add_argument(
@@ -149,14 +154,29 @@ def _train(arguments: argparse.Namespace, console: Console) -> None:
 
 def _plan(arguments: argparse.Namespace, console: Console) -> None:
     from fastslow.display import plan_table
-    from fastslow.plan import make_plan
+    from fastslow.plan import Speed, make_plan
     from fastslow.run import Run
 
+    speed = Speed(*_rates(arguments.speed)) if arguments.speed is not None else None
     overrides = dict(parse_override(text) for text in arguments.sets)
     if arguments.method:
         overrides["loop.method"] = arguments.method
     like = Run.open(arguments.like) if arguments.like else None
-    console.print(plan_table(make_plan(Config.load(arguments.config, overrides), like)))
+    console.print(
+        plan_table(make_plan(Config.load(arguments.config, overrides), like, speed=speed))
+    )
+
+
+def _rates(text: str) -> list[float]:
+    """Two positive numbers."""
+    with suppress(ValueError):
+        rates = [float(part) for part in text.split(",")]
+        if len(rates) == 2 and all(0 < rate < math.inf for rate in rates):
+            return rates
+    raise ConfigError(
+        f"--speed {text!r}: expected two positive numbers, the response tokens that are sampled and "
+        "those that are learned from in a second, such as 9000,4000"
+    )
 
 
 def _resume(arguments: argparse.Namespace, console: Console) -> None:

@@ -242,7 +242,9 @@ def plan_table(plan: Plan) -> Table:
         ("reflection costs", price, ""),
     ]
     if plan.seconds is not None:
-        rows += [("hours", f"{plan.seconds / 3600:.2f}", "at the earlier run's pace")]
+        given = "at the speed given, reflection apart"
+        pace = "at the earlier run's pace" if plan.speed is None else given
+        rows += [("hours", f"{plan.seconds / 3600:.2f}", pace)]
     for row in rows:
         table.add_row(*row)
     return table

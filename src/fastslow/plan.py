@@ -2,14 +2,14 @@
 
 Counts follow from the configuration. How long prompts and responses have become, how much of its budget
 GEPA spends and how fast tokens come are taken from an earlier run, however short (`like`); without one the
-prompt is the seed prompt, and responses are as long as they may be.
+prompt is the seed prompt, and responses are as long as they may be. The speed may be given, too.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import cycle
 from statistics import fmean
 from typing import Any
@@ -49,6 +49,14 @@ class Habits:
     reuse_share: float = 1.0  # of what the cache could serve
     proposals: float | None = None  # per fast phase
     seconds: dict[str, float] | None = None  # per rollout made, learned from, evaluated
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """Response tokens per second, each above 0."""
+
+    sampled: float
+    learned: float  # from, reused ones included
 
 
 def count(config: Config, habits: Habits) -> Counts:
@@ -171,9 +179,10 @@ class Plan:
     response: float
     measured: bool
     memory: dict[str, float]  # bytes by what they are for; on one device
-    seconds: float | None
+    seconds: float | None  # at the speed given, or else at the earlier run's
     reflection_tokens: int
     dollars: float | None
+    speed: Speed | None = None  # the one given
 
     @property
     def generated(self) -> float:
@@ -186,7 +195,9 @@ class Plan:
         return (self.counts.rl + self.counts.reused) * self.response
 
 
-def make_plan(config: Config, like: Run | None = None, task: Task | None = None) -> Plan:
+def make_plan(
+    config: Config, like: Run | None = None, task: Task | None = None, speed: Speed | None = None
+) -> Plan:
     """The plan of a run. Needs the model's configuration and tokenizer, not its weights."""
     from fastslow.engine.loading import load_tokenizer
 
@@ -197,23 +208,29 @@ def make_plan(config: Config, like: Run | None = None, task: Task | None = None)
     evolved = habits.prompts if METHODS[config.loop.method].trains_under_its_prompts else ()
     prompts = evolved or (config.task.seed_prompt or task.seed_prompt,)
     context = _context(prompts, task, load_tokenizer(shape.source))
-    seconds = None
-    if habits.seconds is not None:
-        pace = habits.seconds
-        seconds = pace["made"] * (counts.rl + counts.gepa) + pace["evaluated"] * counts.eval
-        seconds += pace["learned"] * (counts.rl + counts.reused)
     fast = config.fast
     asked = counts.reflections * (400 + fast.minibatch * (context + 2 * habits.response))
-    return Plan(
+    plan = Plan(
         counts=counts,
         context=context,
         response=habits.response,
         measured=like is not None,
         memory=parts_of_memory(config, shape, context, habits.response),
-        seconds=seconds,
+        seconds=_seconds(counts, habits.seconds),
         reflection_tokens=round(asked),
         dollars=_dollars(fast.reflector, asked, counts.reflections * fast.max_chars / 4),
     )
+    if speed is None:
+        return plan
+    seconds = plan.generated / speed.sampled + plan.learned / speed.learned
+    return replace(plan, seconds=seconds, speed=speed)
+
+
+def _seconds(counts: Counts, pace: dict[str, float] | None) -> float | None:
+    if pace is None:
+        return None
+    made = pace["made"] * (counts.rl + counts.gepa)
+    return made + pace["evaluated"] * counts.eval + pace["learned"] * (counts.rl + counts.reused)
 
 
 def _context(prompts: Sequence[str], task: Task, tokenizer: Any) -> float:
