@@ -11,10 +11,10 @@ ten times as long.
 
 Compared: 16 problems x 8 rollouts become one optimizer step. Same shape and first weights (the
 pocket model's shape, random), problems, reward, response length, threads; CISPO, AdamW, clipping. The
-sides take turns inside one `trainer.train()`, whose callback runs our step after each of TRL's. A
-step goes from text to the optimizer; TRL's from `on_step_begin` to `on_step_end`, so that its data
-loader, logging and saving do not count. "sampling" is the time in `engine.sample` or `generate`,
-"rest" all the rest. Peak memory is that of a process which runs one side alone.
+sides take turns, a step each, in a process of its own each, so that neither's memory or settings are
+the other's; who waits does nothing. A step goes from text to the optimizer; TRL's from `on_step_begin`
+to `on_step_end`, so that its data loader, logging and saving do not count. "sampling" is the time in
+`engine.sample` or `generate`, "rest" all the rest.
 
 Not compared: learning (rewards are hashes of the text), vLLM, GPUs, torch.compile, other shapes.
 The work differs where the designs do: fastslow forwards once what rollouts share and keeps the
@@ -36,6 +36,9 @@ import tempfile
 import time
 import zlib
 from collections.abc import Callable, Sequence
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
@@ -45,7 +48,6 @@ import transformers
 from common import (
     DTYPES,
     PRODUCTS,
-    alone,
     make_engine,
     matmul_peak,
     peak_mib,
@@ -66,6 +68,7 @@ from fastslow.tasks.star_graph import StarGraph
 PROBLEMS, GROUP, TOKENS = 16, 8, 27
 ROLLOUTS = PROBLEMS * GROUP
 TAU, KL = 3.0, 1e-3
+READY = "ready"
 
 
 def reward(text: str) -> float:
@@ -88,19 +91,26 @@ def problems_of(step: int) -> Sequence[Problem]:
 
 
 class Clock:
-    """Seconds of each step and of its sampling; the first step's weight products are counted."""
+    """Seconds of each step and of its sampling; the first step's weight products are counted.
 
-    def __init__(self) -> None:
+    With `turns` every step waits for its turn, and tells when it is over.
+    """
+
+    def __init__(self, turns: Connection | None = None) -> None:
+        self.turns = turns
         self.steps: list[float] = []
         self.sampling: list[float] = []
         self.cpu: list[float] = []  # seconds of processor time, all threads'
         self.gflop = 0.0
-        self._counter = FlopCounterMode(display=False, custom_mapping=PRODUCTS)
+        self._counter: FlopCounterMode | None = None
         self._running = False
 
     def begin(self) -> None:
+        if self.turns is not None:
+            self.turns.send(READY)
+            self.turns.recv()
         if not self.steps:
-            self._counter.__enter__()
+            self._counter = FlopCounterMode(display=False, custom_mapping=PRODUCTS).__enter__()
         self.sampling.append(0.0)
         self._running, self._began = True, (time.perf_counter(), time.process_time())
 
@@ -108,11 +118,14 @@ class Clock:
         self.steps.append(time.perf_counter() - self._began[0])
         self.cpu.append(time.process_time() - self._began[1])
         self._running = False
-        if len(self.steps) == 1:
+        if self._counter is not None:
             self._counter.__exit__(None, None, None)
             counts = self._counter.get_flop_counts()["Global"]
+            self._counter = None
             weights = (*PRODUCTS, torch.ops.aten.mm, torch.ops.aten.addmm)  # attention's: bmm
             self.gflop = sum(counts.get(product, 0) for product in weights) / 1e9
+        if self.turns is not None:
+            self.turns.send(READY)
 
     def watch(self, sample: Callable[..., Any]) -> Callable[..., Any]:
         """`sample`, with its seconds noted when a step is under way."""
@@ -139,12 +152,19 @@ class Clock:
 class Ours:
     """fastslow's side: what `fastslow.loop.learn` does, without its records on disk."""
 
-    def __init__(self, source: Path, kl: float = 0.0, dtype: str = "fp32", tokens: int = TOKENS):
+    def __init__(
+        self,
+        source: Path,
+        kl: float = 0.0,
+        dtype: str = "fp32",
+        tokens: int = TOKENS,
+        clock: Clock | None = None,
+    ) -> None:
         self.engine = make_engine(source, dtype, kl=kl)
         self.engine.slow.tau = TAU
         self.task, self.tokens = TASK, tokens
         self.params = SamplingParams(max_tokens=tokens)
-        self.clock = Clock()
+        self.clock = clock or Clock()
         self.engine.sample = self.clock.watch(self.engine.sample)  # type: ignore[method-assign]
 
     def population(self, size: int) -> list[Prompt]:
@@ -168,22 +188,21 @@ class Ours:
         assert [len(datum.tokens) for datum in batch.data] == [self.tokens] * ROLLOUTS
 
 
-def train_with_trl(source: Path, args: argparse.Namespace, after: Callable[[int], None]) -> Clock:
-    """Train with TRL, calling `after` (with the step's number) after each step; returns its times."""
+def train_with_trl(source: Path, args: argparse.Namespace, clock: Clock) -> None:
+    """All steps with TRL."""
     try:
         from datasets import Dataset
         from trl import GRPOConfig, GRPOTrainer
     except ImportError as error:
         sys.exit(f"This compares with TRL 1.16 ({error}): pip install -e '.[bench]'")
-    clock, steps = Clock(), args.warm + args.steps
+    steps = args.warm + args.steps
 
     class Turns(transformers.TrainerCallback):
         def on_step_begin(self, *_: Any, **__: Any) -> None:
             clock.begin()
 
-        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        def on_step_end(self, *_: Any, **__: Any) -> None:
             clock.end()
-            after(state.global_step - 1)
 
     def judge(completions: Any, completion_ids: Any, **_: Any) -> list[float | None]:
         assert [len(ids) for ids in completion_ids] == [TOKENS] * ROLLOUTS
@@ -232,37 +251,61 @@ def train_with_trl(source: Path, args: argparse.Namespace, after: Callable[[int]
         )
         trainer.remove_callback(transformers.PrinterCallback)
         trainer.train()
-    return clock
 
 
-def one_side(name: str, source: Path, args: argparse.Namespace) -> dict[str, float]:
-    """Peak memory of a side that has the process to itself; `before` is with its libraries loaded."""
-    ours = Ours(source, KL if args.kl else 0.0, args.dtype) if name == "fastslow" else None
-    before = peak_mib()
-    if ours is None:
-        train_with_trl(source, args, lambda number: None)
+def one_side(name: str, source: Path, args: argparse.Namespace, turns: Connection) -> None:
+    """What one side's process does; at the end it sends its clock and what else it knows."""
+    quiet(args.threads)
+    clock = Clock(turns)
+    if name == "trl":
+        facts = {"before_mib": peak_mib()}
+        train_with_trl(source, args, clock)
     else:
+        ours = Ours(source, KL if args.kl else 0.0, args.dtype, clock=clock)
+        asked = [ours.engine.render(TASK.seed_prompt, p.prompt) for p in problems_of(0)]
+        facts = {"before_mib": peak_mib(), "prompt_tokens": fmean(map(len, asked))}
         for number in range(args.warm + args.steps):
             ours.step(number, ours.population(1))
-    return {"before_mib": before, "peak_mib": peak_mib()}
+    clock.turns = None  # it cannot be sent
+    turns.send((clock, facts | {"peak_mib": peak_mib()}))
+
+
+def take_turns(source: Path, args: argparse.Namespace) -> dict[str, tuple[Clock, dict[str, float]]]:
+    """A step of each side, and again, until both have sent what they measured."""
+    context = get_context("spawn")
+    sides: dict[str, tuple[Connection, BaseProcess]] = {}
+    for name in ("fastslow", "trl"):
+        side, turns = context.Pipe()
+        process = context.Process(target=one_side, args=(name, source, args, turns), daemon=True)
+        process.start()
+        turns.close()
+        sides[name] = side, process
+    try:
+        told = {name: side.recv() for name, (side, _) in sides.items()}
+        while READY in told.values():
+            for name, (side, process) in sides.items():
+                side.send(READY)
+                side.recv()  # its step is over
+                told[name] = side.recv()  # and it is ready for the next, or through
+                if told[name] != READY:
+                    process.join()  # to leave takes time, too
+    except EOFError:
+        sys.exit("One of the two processes has ended before its time; it says why above.")
+    return told
 
 
 def compare(source: Path, args: argparse.Namespace) -> dict[str, Any]:
-    ours = Ours(source, KL if args.kl else 0.0, args.dtype)
-    lengths = [len(ours.engine.render(TASK.seed_prompt, p.prompt)) for p in problems_of(0)]
-    print(f"{PROBLEMS} x {GROUP} rollouts of {TOKENS} tokens after {fmean(lengths):.0f}, ", end="")
+    found = take_turns(source, args)
+    length = found["fastslow"][1]["prompt_tokens"]
+    print(f"{PROBLEMS} x {GROUP} rollouts of {TOKENS} tokens after {length:.0f}, ", end="")
     print(f"{args.dtype}, KL {KL if args.kl else 0}, {args.threads} threads")
     print(f"medians of {args.steps} steps after {args.warm}\n")
-    theirs = train_with_trl(source, args, lambda number: ours.step(number, ours.population(1)))
     dtype, counted = getattr(torch, DTYPES[args.dtype]), slice(args.warm, None)
     peak = matmul_peak(dtype=dtype)
-    figures: dict[str, Any] = {"prompt_tokens": fmean(lengths), "matmul_gflops": peak}
-    asked = ["--steps", 2, "--warm", 1, "--threads", args.threads, "--dtype", args.dtype]
-    asked += ["--trl", args.trl, "--trl-batch", args.trl_batch, "--trl-weights", args.trl_weights]
-    for name, clock in (("fastslow", ours.clock), ("trl", theirs)):
-        row = clock.report(name, counted)
+    figures: dict[str, Any] = {"matmul_gflops": peak}
+    for name, (clock, facts) in found.items():
+        row = clock.report(name, counted) | facts
         share = clock.gflop / row["step"] / peak
-        row |= alone(__file__, "--alone", name, *asked, *(["--kl"] if args.kl else []))
         figures[name] = row | {"gflop": clock.gflop, "share_of_peak": share}
         print(f"{'':25}{clock.gflop:.1f} GFLOP of weight products, {share:.0%} of the matmul peak")
         print(
@@ -270,7 +313,7 @@ def compare(source: Path, args: argparse.Namespace) -> dict[str, Any]:
         )
     print(f"matmul peak: {peak:.0f} GFLOP/s in {args.dtype}")
     for name, kind in (("ratio", "steps"), ("cpu_ratio", "cpu")):
-        mine, trl = (getattr(clock, kind)[counted] for clock in (ours.clock, theirs))
+        mine, trl = (getattr(clock, kind)[counted] for clock, _ in found.values())
         ratios = sorted(b / a for a, b in zip(mine, trl, strict=True))
         figures[name] = median(ratios)
         print(f"TRL / fastslow, {'processor time' if kind == 'cpu' else 'time'}: ", end="")
@@ -288,15 +331,10 @@ def main() -> None:
     parser.add_argument("--trl", choices=["fastest", "defaults"], default="fastest")
     parser.add_argument("--trl-batch", type=int, default=16, help="TRL's micro-batch, divides 128")
     parser.add_argument("--trl-weights", choices=list(DTYPES), default="fp32")
-    parser.add_argument("--alone", choices=["fastslow", "trl"], help="one side's memory, as JSON")
     args = parser.parse_args()
     quiet(args.threads)
     with tempfile.TemporaryDirectory() as folder:
-        source = random_model(Path(folder))
-        if args.alone:
-            print(json.dumps(one_side(args.alone, source, args)))
-            return
-        figures = compare(source, args)
+        figures = compare(random_model(Path(folder)), args)
     print(json.dumps(vars(args) | figures))
 
 
