@@ -30,7 +30,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from common import Load, make_engine, matmul_peak, quiet, random_model, rate, sample
+from common import Load, linear_flop, make_engine, matmul_peak, quiet, random_model, rate, sample
 from torch.profiler import ProfilerActivity, profile, record_function
 from transformers import AttentionInterface
 from transformers.models.qwen3 import modeling_qwen3
@@ -109,7 +109,7 @@ def flop(name: str, shapes: list[list[int]]) -> float:
         a, b = [shape for shape in shapes if len(shape) > 1][-2:]
         return 2.0 * torch.Size(a).numel() * b[-1]
     if name == ONEDNN:
-        return 2.0 * torch.Size(shapes[0]).numel() * shapes[1][0]
+        return linear_flop(*shapes[:2])
     if name == FLASH:
         return 4.0 * torch.Size(shapes[0]).numel() * shapes[1][-2]
     if name == FLASH + "_backward":  # five products where forward has two

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from fastslow import pocket
@@ -28,12 +29,12 @@ from fastslow.engine.products import linear
 DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 
 
-def _flop(rows: list[int], weight: list[int], *_: Any, **__: Any) -> int:
+def linear_flop(rows: list[int], weight: list[int], *_: Any, **__: Any) -> int:
     return 2 * torch.Size(rows).numel() * weight[0]
 
 
 # What `linear` calls, with its FLOP by the shapes of what it is given, for PyTorch's FlopCounterMode.
-PRODUCTS = {torch.ops.mkldnn._linear_pointwise: _flop}
+PRODUCTS = {torch.ops.mkldnn._linear_pointwise: linear_flop}
 
 
 def quiet(threads: int) -> None:
@@ -160,6 +161,13 @@ def matmul_peak(
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     products: list[Callable[[], Tensor]] = [lambda: torch.mm(a, b), lambda: linear(a, b)]
     return max(rate(product, 2 * size**3, 12, device, clock) for product in products)
+
+
+def gflop_of(work: Callable[[], Any]) -> float:
+    """GFLOP of all products that `work` makes."""
+    with FlopCounterMode(display=False, custom_mapping=PRODUCTS) as counter:
+        work()
+    return counter.get_total_flops() / 1e9
 
 
 def peak_mib() -> float:

@@ -22,7 +22,17 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from common import Load, alone, make_engine, peak_mib, quiet, random_model, sample
+from common import (
+    Load,
+    alone,
+    gflop_of,
+    make_engine,
+    matmul_peak,
+    peak_mib,
+    quiet,
+    random_model,
+    sample,
+)
 from scipy.stats import linregress
 
 from fastslow.config import Config
@@ -54,30 +64,33 @@ def shape(field: str, size: int) -> dict[str, int]:
     return {field: size, "num_attention_heads": heads, "num_key_value_heads": heads} | inner
 
 
-def seconds(load: Load, repeat: int, sizes: dict[str, int]) -> tuple[float, float]:
-    """CPU seconds of sampling and of learning, medians, after one step that does not count."""
+def seconds(load: Load, repeat: int, sizes: dict[str, int]) -> tuple[float, float, float]:
+    """CPU seconds of sampling and of learning, medians, and a step's GFLOP, counted in one before."""
     with tempfile.TemporaryDirectory() as folder:
         engine = make_engine(random_model(Path(folder), **sizes))
     times: list[tuple[float, float]] = []
-    for number in range(repeat + 1):
+    gflop = gflop_of(lambda: engine.update(sample(engine, load, 0)))
+    for number in range(1, repeat + 1):
         began = time.process_time()
         data = sample(engine, load, number)
         drawn = time.process_time()
         engine.update(data)
         times.append((drawn - began, time.process_time() - drawn))
-    return median(a for a, _ in times[1:]), median(b for _, b in times[1:])
+    return median(a for a, _ in times), median(b for _, b in times), gflop
 
 
-def sweep(field: str, values: list[int], repeat: int, **changed: Any) -> Times:
-    """Seconds at each of a field's sizes, printed."""
+def sweep(field: str, values: list[int], repeat: int, **changed: Any) -> tuple[Times, list[float]]:
+    """Seconds at each of a field's sizes, and GFLOP per second of a step."""
     times: Times = {"sampling": [], "learning": [], "step": []}
+    rates: list[float] = []
     for value in values:
         model = field in MODELS
         load = replace(BASE, **changed) if model else replace(BASE, **{field: value} | changed)
-        drawn, learned = seconds(load, repeat, shape(field, value) if model else {})
+        drawn, learned, gflop = seconds(load, repeat, shape(field, value) if model else {})
+        rates.append(gflop / (drawn + learned))
         for name, figure in zip(times, (drawn, learned, drawn + learned), strict=True):
             times[name].append(figure)
-    return times
+    return times, rates
 
 
 def fit(values: list[int], times: list[float]) -> dict[str, float]:
@@ -86,10 +99,10 @@ def fit(values: list[int], times: list[float]) -> dict[str, float]:
     return {"exponent": line.slope, "error": line.stderr, "end": end}
 
 
-def grown(field: str, values: list[int], repeat: int) -> dict[str, Any]:
-    times = sweep(field, values, repeat)
+def grown(field: str, values: list[int], repeat: int, peak: float) -> dict[str, Any]:
+    times, rates = sweep(field, values, repeat)
     print(f"\n{field}: {', '.join(map(str, values))}")
-    found: dict[str, Any] = {"sizes": values, "seconds": times, "fits": {}}
+    found: dict[str, Any] = {"sizes": values, "seconds": times, "gflops": rates, "fits": {}}
     for name, column in times.items():
         line = found["fits"][name] = fit(values, column)
         cells = ", ".join(f"{second:.3f}" for second in column)
@@ -97,8 +110,9 @@ def grown(field: str, values: list[int], repeat: int) -> dict[str, Any]:
             f"  {name:9} {cells} s; exponent {line['exponent']:.2f} +- {line['error']:.2f}", end=""
         )
         print(f", at the end {line['end']:.2f}")
+    print("  of the matmul peak:", ", ".join(f"{rate / peak:.0%}" for rate in rates))
     if field == "prompts":
-        apart = sweep("shared", [False], repeat)
+        apart, _ = sweep("shared", [False], repeat)
         for name, (alone_,) in apart.items():
             shares = [second / alone_ for second in times[name]]
             print(f"  {name:9} of unshared contexts' {alone_:.3f} s: ", end="")
@@ -139,10 +153,12 @@ def main() -> None:
         print(json.dumps(memory(args.memory)))
         return
     figures: dict[str, Any] = {"base": str(BASE), "repeat": args.repeat}
+    peak = figures["matmul_gflops"] = matmul_peak(clock=time.process_time)
     print(f"CPU seconds of one thread, medians of {args.repeat}; {BASE}")
+    print(f"matmul peak: {peak:.0f} GFLOP/s")
     for field, values in (LOADS | MODELS).items():
         if field in args.only:
-            figures[field] = grown(field, values, args.repeat)
+            figures[field] = grown(field, values, args.repeat, peak)
     figures["gepa_per_step"] = per_step()
     print("\nT: GEPA's rollouts per step, by the plan (budget 960):", figures["gepa_per_step"])
     if "memory" in args.only:

@@ -5,9 +5,10 @@
 
 RL-only samples 8 rollouts of each of 16 problems under one prompt and learns from them. FST has K
 prompts, 8 / K rollouts for each; GEPA's rollouts, when cached, serve the step, which then only learns.
-All take turns, from text to the optimizer. Printed: seconds, their ratio to RL-only's sampled step,
-and how many tokens each forwards (contexts that begin alike share their beginning, and the rollouts
-of one prompt and problem their whole context).
+All take turns, from text to the optimizer. Printed: seconds, their ratio to RL-only's sampled step, the
+share of the matmul peak (all products, counted in the first round), and how many tokens each forwards
+(contexts that begin alike share their beginning, and the rollouts of one prompt and problem their whole
+context).
 """
 
 from __future__ import annotations
@@ -15,11 +16,13 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from common import DTYPES, quiet, random_model
+import torch
+from common import DTYPES, gflop_of, matmul_peak, quiet, random_model
 from step import GROUP, PROBLEMS, TOKENS, Ours, problems_of
 
 from fastslow.engine.batching import pack
@@ -58,18 +61,27 @@ def main() -> None:
     figures: dict[str, Any] = vars(args) | {"ratios": {}, "tokens_forwarded": {}}
     with tempfile.TemporaryDirectory() as folder:
         ours = Ours(random_model(Path(folder)), dtype=args.dtype, tokens=args.tokens)
+    work: dict[tuple[int, bool], float] = {}
     kinds = [(k, cached) for k in args.prompts for cached in (False, True)]
     for number in range(args.warm + args.steps):
         for prompts, cached in kinds:
             population = ours.population(prompts)
             cache = ours.filled(population, problems_of(number)) if cached else None
-            ours.step(number, population, cache)
+            step = partial(ours.step, number, population, cache)
+            if number == 0:
+                work[prompts, cached] = gflop_of(step)
+            else:
+                step()
     print(f"{PROBLEMS} x {GROUP} rollouts of {args.tokens} tokens, {args.dtype}, ", end="")
     print(f"{args.threads} threads, medians of {args.steps} rounds after {args.warm}\n")
+    peak = figures["matmul_gflops"] = matmul_peak(dtype=getattr(torch, DTYPES[args.dtype]))
+    print(f"matmul peak: {peak:.0f} GFLOP/s")
     places = [slice(len(kinds) * args.warm + i, None, len(kinds)) for i in range(len(kinds))]
     for (prompts, cached), place in zip(kinds, places, strict=True):
         name = f"K = {prompts}, {'cached' if cached else 'sampled'}"
-        ours.clock.report(name, place)
+        seconds = ours.clock.report(name, place)["step"]
+        gflop = work[prompts, cached]
+        print(f"{'':25}{gflop:.1f} GFLOP, {gflop / seconds / peak:.0%} of the matmul peak")
         row = figures["ratios"][name] = {}
         for kind, values in (("time", ours.clock.steps), ("processor time", ours.clock.cpu)):
             pairs = zip(values[place], values[places[0]], strict=True)

@@ -24,13 +24,13 @@ import json
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
-from common import PRODUCTS, Load, make_engine, matmul_peak, quiet, random_model
-from torch.utils.flop_counter import FlopCounterMode
+from common import Load, gflop_of, make_engine, matmul_peak, quiet, random_model
 
 from fastslow.config import Config
 from fastslow.engine.base import SamplingParams
@@ -99,9 +99,7 @@ def compare(engine: LocalEngine, vllm: VllmSampler | None, load: Load, args: Any
         }
         print(f"  {name:10}{row['seconds']:8.3f} s{row['tokens_per_second']:9.0f} tokens/s", end="")
         if name != "vllm":  # its kernels are its own and are not counted
-            with FlopCounterMode(display=False, custom_mapping=PRODUCTS) as counter:
-                ways[name](load.contexts(vocabulary), counts, 0)
-            row["gflop"] = counter.get_total_flops() / 1e9
+            row["gflop"] = gflop_of(partial(ways[name], load.contexts(vocabulary), counts, 0))
             print(f"{row['gflop']:7.1f} GFLOP", end="")
             if not args.cpu:
                 row["share_of_peak"] = row["gflop"] / median(found) / peak

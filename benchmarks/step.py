@@ -36,6 +36,7 @@ import tempfile
 import time
 import zlib
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -190,11 +191,9 @@ class Ours:
 
 def train_with_trl(source: Path, args: argparse.Namespace, clock: Clock) -> None:
     """All steps with TRL."""
-    try:
-        from datasets import Dataset
-        from trl import GRPOConfig, GRPOTrainer
-    except ImportError as error:
-        sys.exit(f"This compares with TRL 1.16 ({error}): pip install -e '.[bench]'")
+    from datasets import Dataset
+    from trl import GRPOConfig, GRPOTrainer
+
     steps = args.warm + args.steps
 
     class Turns(transformers.TrainerCallback):
@@ -289,7 +288,9 @@ def take_turns(source: Path, args: argparse.Namespace) -> dict[str, tuple[Clock,
                 told[name] = side.recv()  # and it is ready for the next, or through
                 if told[name] != READY:
                     process.join()  # to leave takes time, too
-    except EOFError:
+    except (EOFError, OSError):
+        for _, process in sides.values():
+            process.terminate()
         sys.exit("One of the two processes has ended before its time; it says why above.")
     return told
 
@@ -332,6 +333,8 @@ def main() -> None:
     parser.add_argument("--trl-batch", type=int, default=16, help="TRL's micro-batch, divides 128")
     parser.add_argument("--trl-weights", choices=list(DTYPES), default="fp32")
     args = parser.parse_args()
+    if find_spec("trl") is None:
+        sys.exit("This compares with TRL 1.16: pip install -e '.[bench]'")
     quiet(args.threads)
     with tempfile.TemporaryDirectory() as folder:
         figures = compare(random_model(Path(folder)), args)

@@ -22,7 +22,7 @@ from fastslow.engine.products import onednn_is_faster
 from fastslow.errors import ModelError
 
 # oneDNN makes kernels for every new shape and keeps the last 1,024, some 25 steps'. Beside what they take
-# they leave holes among what is freed: in all 0.3 to 0.6 GiB in runs of 24 steps.
+# they leave holes among what is freed: in all 0.25 to 0.6 GiB in runs of 24 steps.
 KERNELS, FULL = 400 * 2**20, 25
 
 
@@ -121,8 +121,8 @@ def parts_of_memory(
 def keep_freed_memory() -> None:
     """Let this process keep the CPU memory that it frees, for its next tensors, where glibc manages it.
 
-    glibc asks the system for each large block and gives it back when freed; a page that comes anew is first
-    cleared, which takes longer than most operators take to fill it. A user's own MALLOC_ settings hold.
+    glibc asks the system for each large block and gives it back when freed; the system clears every page
+    that it hands out, which took up to half of an update. A user's own MALLOC_ settings hold.
     """
     max_mmaps, trim_threshold = -4, -1  # as malloc.h numbers them
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
