@@ -10,10 +10,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from fastslow.engine.cache import ATTENTION, ForkLayer, SharedCache
+from fastslow.engine.cache import ATTENTION, Fork, ForkLayer, SharedCache
+from fastslow.engine.products import product
 
 FUSED = AttentionInterface()["sdpa"]
 # Beyond so many scores PyTorch's fused attention, which keeps none of them, and all rows apart.
@@ -66,8 +68,8 @@ def attend(
         return FUSED(module, query, *whole, attention_mask, scaling=scaling, **kwargs)
     if attention_mask is None:
         attention_mask = _causal(query.shape[-2], length, query.device)
-    scaled = query * (query.shape[-1] ** -0.5 if scaling is None else scaling)
-    return _forked(fork, layer.trunk, scaled, key, value, attention_mask), None
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    return _forked(fork.fork, layer.trunk, query, key, value, attention_mask, scaling), None
 
 
 def _causal(width: int, length: int, device: torch.device) -> Tensor:
@@ -76,39 +78,86 @@ def _causal(width: int, length: int, device: torch.device) -> Tensor:
 
 
 def _forked(
-    cache: SharedCache,
+    fork: Fork,
     trunk: tuple[Tensor, Tensor],
     query_RHTD: Tensor,
     key_RKUD: Tensor,
     value_RKUD: Tensor,
     mask_R1TS: Tensor,
+    scaling: float,
 ) -> Tensor:
-    """C contexts of L tokens, G rows each with U tokens of their own; S = L + U, H = K x J heads."""
-    fork = cache.fork
-    assert fork is not None
-    dtype = query_RHTD.dtype
+    """C contexts of L tokens, R rows with U tokens of their own; S = L + U, H heads = K x J, Q = J x T."""
+    rows, heads, width, size = query_RHTD.shape
+    query_RKQD = query_RHTD.reshape(rows, key_RKUD.shape[1], -1, size)
     # FP32 throughout: scores in BF16 would be off by several percent.
-    query, key, value, trunk_key, trunk_value = (
-        t.float() for t in (query_RHTD, key_RKUD, value_RKUD, *trunk)
-    )
-    rows, heads, width, size = query.shape
-    contexts, kinds, length, _ = trunk_key.shape
-    each = heads // kinds
-    query_R = query.reshape(rows, kinds, each * width, size)
-    query_C = fork.group(query_R).transpose(1, 2)  # [C, K, G, JT, D]
-    slots = fork.width
-    flat = query_C.reshape(contexts, kinds, slots * each * width, size)
-    ahead = (flat @ trunk_key.mT).view(contexts, kinds, slots, each, width, length)
-    own = fork.group(query_R @ key.mT).transpose(1, 2).unflatten(3, (each, width))
-    mask = fork.group(mask_R1TS.expand(rows, -1, -1, -1))[:, None]  # [C, 1, G, 1, T, S]
-    scores = torch.cat([ahead, own], dim=-1).masked_fill(~mask, torch.finfo(torch.float32).min)
+    states = (t.float() for t in (query_RKQD, key_RKUD, value_RKUD, *trunk))
+    rest = fork, ~mask_R1TS, scaling, query_RHTD.dtype
+    if torch.is_grad_enabled():
+        found_RKQD = _Attention.apply(*states, *rest)
+    else:
+        found_RKQD, *_ = _attend(*states, *rest)
+    found = found_RKQD.reshape(rows, heads, width, size).transpose(1, 2)
+    return found.to(query_RHTD.dtype).contiguous()
+
+
+def _attend(
+    query_RKQD: Tensor,
+    key_RKUD: Tensor,
+    value_RKUD: Tensor,
+    trunk_key_CKLD: Tensor,
+    trunk_value_CKLD: Tensor,
+    fork: Fork,
+    hidden_R1TS: Tensor,
+    scaling: float,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What is found [R, K, Q, D], and the shares of the trunk, stacked, and of the rows' own tokens."""
+    length, kinds = trunk_key_CKLD.shape[-2], key_RKUD.shape[1]
+    ahead = product(fork.stack(query_RKQD), trunk_key_CKLD.flatten(0, 1).mT, dtype)
+    own = product(query_RKQD.flatten(0, 1), key_RKUD.flatten(0, 1).mT, dtype)
+    scores = torch.cat([fork.unstack(ahead), own.unflatten(0, (-1, kinds))], dim=-1).mul_(scaling)
+    each = scores.unflatten(2, (-1, hidden_R1TS.shape[2]))
+    each.masked_fill_(hidden_R1TS[:, None], torch.finfo(torch.float32).min)
     shares = scores.softmax(-1)
-    ahead, own = shares.split([length, shares.shape[-1] - length], dim=-1)
-    found_C = (ahead.reshape(contexts, kinds, -1, length) @ trunk_value).view_as(query_C)
-    own_R = fork.rows(own.flatten(3, 4).transpose(1, 2))
-    found_R = fork.rows(found_C.transpose(1, 2)) + own_R @ value  # [R, K, JT, D]
-    found = found_R.reshape(rows, heads, width, size).transpose(1, 2).contiguous()
-    return found.to(dtype)
+    ahead = fork.stack(shares[..., :length])
+    own = shares[..., length:].flatten(0, 1).contiguous()
+    found_ahead = fork.unstack(product(ahead, trunk_value_CKLD.flatten(0, 1), dtype))
+    found_own = product(own, value_RKUD.flatten(0, 1), dtype)
+    return found_ahead + found_own.view_as(query_RKQD), ahead, own
+
+
+class _Attention(torch.autograd.Function):
+    """`_attend` with its gradient, which keeps one copy of the shares and passes over them twice."""
+
+    @staticmethod
+    def forward(ctx: Any, *given: Any) -> Tensor:
+        found, ahead, own = _attend(*given)
+        ctx.save_for_backward(*given[:5], found, ahead, own)
+        ctx.rest = given[5], *given[7:]
+        return found
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, slope_RKQD: Tensor) -> tuple[Tensor | None, ...]:
+        *states, found_RKQD, ahead, own = ctx.saved_tensors
+        fork, scaling, dtype = ctx.rest
+        query, key, value, trunk_key, trunk_value = (t.flatten(0, 1) for t in states)
+        query_ahead, slope_ahead = fork.stack(states[0]), fork.stack(slope_RKQD)
+        slope = slope_RKQD.flatten(0, 1)
+        level_RKQ1 = torch.linalg.vecdot(slope_RKQD, found_RKQD)[..., None]
+        level, level_ahead = level_RKQ1.flatten(0, 1), fork.stack(level_RKQ1)
+        into_ahead = product(slope_ahead, trunk_value.mT, dtype).sub_(level_ahead).mul_(ahead)
+        into_own = product(slope, value.mT, dtype).sub_(level).mul_(own)
+        into_query = fork.unstack(product(into_ahead, trunk_key, dtype))
+        into_query = into_query + product(into_own, key, dtype).view_as(into_query)
+        into = (
+            into_query.mul_(scaling),
+            product(into_own.mT, query, dtype).mul_(scaling),
+            product(own.mT, slope, dtype),
+            product(into_ahead.mT, query_ahead, dtype).mul_(scaling),
+            product(ahead.mT, slope_ahead, dtype),
+        )
+        return *(t.view_as(s) for t, s in zip(into, states, strict=True)), None, None, None, None
 
 
 AttentionInterface.register(ATTENTION, attend)

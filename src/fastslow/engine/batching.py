@@ -11,6 +11,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy
 import torch
 from torch import Tensor
 
@@ -44,21 +45,21 @@ class Packed:
 
     def pad(self, values: Sequence[Sequence[float]]) -> Tensor:
         """The caller's per-token `values` as a [R, T] float tensor, zero where padded."""
-        out_RT = torch.zeros(self.tokens_RT.shape, dtype=torch.float32)
-        for r, row in enumerate(self.rows):
-            out_RT[r, : len(values[row])] = torch.tensor(values[row], dtype=torch.float32)
-        return out_RT.to(self.tokens_RT.device)
+        return _padded([values[row] for row in self.rows], 0.0, "float32").to(self.tokens_RT.device)
 
 
 def pad_left(segments: Sequence[Context], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Token ids and attention mask, both [N, L]."""
-    width = max(map(len, segments))
-    ids_NL = torch.full((len(segments), width), pad)
-    mask_NL = torch.zeros((len(segments), width), dtype=torch.long)
-    for n, segment in enumerate(segments):
-        ids_NL[n, width - len(segment) :] = torch.tensor(segment)
-        mask_NL[n, width - len(segment) :] = 1
+    ids_NL = _padded([segment[::-1] for segment in segments], pad).flip(1)
+    mask_NL = _padded([[1] * len(segment) for segment in segments], 0).flip(1)
     return ids_NL.to(device), mask_NL.to(device)
+
+
+def _padded(rows: Sequence[Sequence[float]], filler: float, dtype: str = "int64") -> Tensor:
+    """Rows of numbers as one tensor, filled up on the right."""
+    width = max(map(len, rows))
+    whole = [[*row, *[filler] * (width - len(row))] for row in rows]
+    return torch.from_numpy(numpy.array(whole, dtype))
 
 
 def stage_contexts(
@@ -167,16 +168,10 @@ def _tensors(
     rows = list(itertools.chain.from_iterable(members for _, members in chosen))
     parents = [c for c, (_, members) in enumerate(chosen) for _ in members]
     responses = [sequences[row][1] for row in rows]
-    length = max(map(len, responses))
-    tokens_RT = torch.full((len(rows), length), pad)
-    mask_RT = torch.zeros((len(rows), length), dtype=torch.long)
-    for r, tokens in enumerate(responses):
-        tokens_RT[r, : len(tokens)] = torch.tensor(tokens)
-        mask_RT[r, : len(tokens)] = 1
     return Packed(
         stage_contexts([list(context) for context, _ in chosen], pad, device, stems),
         torch.tensor(parents, device=device),
-        tokens_RT.to(device),
-        mask_RT.to(device),
+        _padded(responses, pad).to(device),
+        _padded([[1] * len(tokens) for tokens in responses], 0).to(device),
         rows,
     )

@@ -42,17 +42,19 @@ class Fork:
     def pays(self) -> bool:
         return self.width > 1 and self.contexts * self.width <= PADDING * len(self.parent_R)
 
-    def group(self, rows: Tensor) -> Tensor:
-        """Rows [R, ...] by context [C, width, ...], zero where a slot is empty."""
+    def stack(self, rows: Tensor) -> Tensor:
+        """[R, K, Q, X] as [C x K, width x Q, X]: a context's rows under one another, zero where none is."""
         if self.slot_R is not None:
             blank = rows.new_zeros(self.contexts * self.width, *rows.shape[1:])
             rows = blank.index_copy(0, self.slot_R, rows)
-        return rows.unflatten(0, (self.contexts, self.width))
+        groups = rows.unflatten(0, (self.contexts, self.width)).transpose(1, 2)
+        return groups.flatten(2, 3).flatten(0, 1).contiguous()
 
-    def rows(self, groups: Tensor) -> Tensor:
-        """The reverse of `group`."""
-        flat = groups.flatten(0, 1)
-        return flat if self.slot_R is None else flat[self.slot_R]
+    def unstack(self, stacked: Tensor) -> Tensor:
+        """The reverse of `stack`."""
+        groups = stacked.unflatten(0, (self.contexts, -1)).unflatten(2, (self.width, -1))
+        rows = groups.transpose(1, 2).flatten(0, 1)
+        return rows if self.slot_R is None else rows[self.slot_R]
 
 
 class ForkLayer(DynamicLayer):

@@ -7,6 +7,8 @@ of PyTorch's compiler; it is private and has no gradient, so the gradient is wri
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -71,6 +73,29 @@ def fp32_linear(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Ten
 def _onednn(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     found: Tensor = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
     return found
+
+
+def product(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
+    """`left @ right`, FP32 both, without gradient: where they come from BF16, multiplied in BF16, summed in FP32.
+
+    That is exact for what BF16 held; other values, such as slopes, are rounded to BF16 first.
+    """
+    if dtype != torch.bfloat16 or left.numel() * right.shape[-1] < SMALL:
+        return left @ right
+    with _in_bf16():
+        return left @ right
+
+
+@contextmanager
+def _in_bf16() -> Iterator[None]:
+    """oneDNN may round what FP32 products multiply; elsewhere that would ruin rotary positions."""
+    settings = torch.backends.mkldnn.matmul
+    before = settings.fp32_precision
+    settings.fp32_precision = "bf16"
+    try:
+        yield
+    finally:
+        settings.fp32_precision = before
 
 
 class _Product(torch.autograd.Function):
