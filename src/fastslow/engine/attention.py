@@ -91,7 +91,7 @@ def _forked(
     query_RKQD = query_RHTD.reshape(rows, key_RKUD.shape[1], -1, size)
     # FP32 throughout: scores in BF16 would be off by several percent.
     states = (t.float() for t in (query_RKQD, key_RKUD, value_RKUD, *trunk))
-    rest = fork, ~mask_R1TS, scaling, query_RHTD.dtype
+    rest = fork, mask_R1TS, scaling, query_RHTD.dtype
     if torch.is_grad_enabled():
         found_RKQD = _Attention.apply(*states, *rest)
     else:
@@ -107,7 +107,7 @@ def _attend(
     trunk_key_CKLD: Tensor,
     trunk_value_CKLD: Tensor,
     fork: Fork,
-    hidden_R1TS: Tensor,
+    mask_R1TS: Tensor,
     scaling: float,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -115,10 +115,10 @@ def _attend(
     length, kinds = trunk_key_CKLD.shape[-2], key_RKUD.shape[1]
     ahead = product(fork.stack(query_RKQD), trunk_key_CKLD.flatten(0, 1).mT, dtype)
     own = product(query_RKQD.flatten(0, 1), key_RKUD.flatten(0, 1).mT, dtype)
-    scores = torch.cat([fork.unstack(ahead), own.unflatten(0, (-1, kinds))], dim=-1).mul_(scaling)
-    each = scores.unflatten(2, (-1, hidden_R1TS.shape[2]))
-    each.masked_fill_(hidden_R1TS[:, None], torch.finfo(torch.float32).min)
-    shares = scores.softmax(-1)
+    scores = torch.cat([fork.unstack(ahead), own.unflatten(0, (-1, kinds))], dim=-1)
+    scores_RKJTS = scores.unflatten(2, (-1, mask_R1TS.shape[2]))
+    hides_R1TS = torch.where(mask_R1TS, 0.0, torch.finfo(torch.float32).min)
+    shares = torch.add(hides_R1TS[:, None], scores_RKJTS, alpha=scaling).softmax(-1).flatten(2, 3)
     ahead = fork.stack(shares[..., :length])
     own = shares[..., length:].flatten(0, 1).contiguous()
     found_ahead = fork.unstack(product(ahead, trunk_value_CKLD.flatten(0, 1), dtype))

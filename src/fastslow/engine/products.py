@@ -21,11 +21,11 @@ SMALL = 2**21  # a product of fewer multiplications gains less than the call cos
 
 
 def speed_up(model: nn.Module) -> None:
-    """Let a model's linear layers multiply by `linear`, on a machine where that differs."""
+    """Let a model's FP32 linear layers multiply by `linear`, on a machine where that differs."""
     if not onednn_is_faster():
         return
     for module in model.modules():
-        if type(module) is nn.Linear:
+        if type(module) is nn.Linear and module.weight.dtype == torch.float32:
             module.__class__ = Linear
 
 
