@@ -9,8 +9,8 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen3Config
 
 from fastslow import Config
-from fastslow.engine import attention
-from fastslow.engine.cache import ATTENTION, SharedCache, shares
+from fastslow.engine import attention, products
+from fastslow.engine.cache import ATTENTION, Fork, SharedCache, shares
 from fastslow.engine.forward import halve
 from fastslow.engine.local import LocalEngine
 
@@ -115,6 +115,40 @@ def test_the_gradient_flows_through_what_is_shared():
         logits.log_softmax(-1)[..., 0].sum().backward()
         for mine, theirs in zip(model.parameters(), expected, strict=True):
             assert (mine.grad - theirs).abs().max() < 1e-5 * max(1.0, float(theirs.abs().max()))
+
+
+@pytest.mark.parametrize("parents", [[0, 0, 1, 1], [1, 0, 1], [0, 1, 0, 0]])
+def test_its_gradient_is_that_of_finite_differences(parents):
+    torch.manual_seed(0)
+    rows, contexts, kinds, width, length, size = len(parents), 2, 2, 3, 4, 2
+    shapes = [(rows, kinds, 2 * width, size), *[(rows, kinds, width, size)] * 2]
+    shapes += [(contexts, kinds, length, size)] * 2
+    states = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
+    mask = torch.ones(width, length + width, dtype=torch.bool).tril(length).repeat(rows, 1, 1, 1)
+    mask[0, :, :, :2] = False
+    fork = Fork.of(torch.tensor(parents), contexts)
+    rest = fork, mask, 0.7, torch.float64
+    assert torch.autograd.gradcheck(lambda *given: attention._Attention.apply(*given, *rest), states)
+
+
+def test_a_model_in_bf16_learns_as_it_does_in_fp32(monkeypatch):
+    """With products in BF16, however small: weights are BF16's in both, so that rounding alone differs."""
+    monkeypatch.setattr(products, "SMALL", 1)
+    monkeypatch.setattr(products, "ROWS", 1)
+    model = models()[0].bfloat16()
+    gradients = []
+    for dtype in (torch.bfloat16, torch.float32):
+        model.to(dtype).zero_grad(set_to_none=True)
+        halve(model)
+        assert shares(model.config)
+        cache, rows = SharedCache(model.config, roomy=False), torch.tensor([0, 0, 0, 1, 1, 2, 2])
+        begin(model, cache)
+        cache.batch_select_indices(rows)
+        logits, _ = continued(model, cache, MASKS[rows], torch.arange(10, 38).view(7, 4))
+        logits.float().log_softmax(-1)[..., 0].sum().backward()
+        gradients.append([p.grad.float() for p in model.parameters()])
+    for half, whole in zip(*gradients, strict=True):
+        assert (half - whole).norm() < 0.03 * whole.norm()
 
 
 def test_a_model_that_does_not_pass_it_on_keeps_its_own(monkeypatch):

@@ -176,10 +176,7 @@ def read(
     """
 
     def chunk(hidden_ND: Tensor, tokens_N: Tensor) -> tuple[Tensor, Tensor]:
-        logits_NV = head(hidden_ND).float()
-        if temperature != 1:
-            logits_NV = logits_NV / temperature
-        return Readout.apply(logits_NV, tokens_N)
+        return Readout.apply(_tempered(head(hidden_ND), temperature), tokens_N)
 
     if len(tokens_N) <= size:
         return chunk(hidden_ND, tokens_N)
@@ -190,6 +187,11 @@ def read(
         parts = [chunk(*pair) for pair in pairs]
     logprobs, entropies = zip(*parts, strict=True)
     return torch.cat(logprobs), torch.cat(entropies)
+
+
+def _tempered(logits: Tensor, temperature: float) -> Tensor:
+    logits = logits.float()
+    return logits if temperature == 1 else logits / temperature
 
 
 class Readout(torch.autograd.Function):
@@ -221,7 +223,7 @@ def draw(logits_RV: Tensor, params: SamplingParams, luck_R: Tensor) -> tuple[Ten
 
     `luck_R`, FP64 in [0, 1), decides: the token is where the cumulative distribution reaches it.
     """
-    whole_RV = probs_RV = (logits_RV.float() / params.temperature).softmax(-1)
+    whole_RV = probs_RV = _tempered(logits_RV, params.temperature).softmax(-1)
     if params.top_p < 1:
         sorted_RV, order_RV = probs_RV.sort(-1, descending=True)
         drop_RV = sorted_RV.cumsum(-1) - sorted_RV >= params.top_p  # the mass before this token

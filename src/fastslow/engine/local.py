@@ -206,28 +206,23 @@ class LocalEngine:
             )
         steps = min(params.max_tokens, self.context_length - max(map(len, contexts)))
         stops = torch.tensor(self.stops, device=self.device)
-        live_R = torch.arange(
-            len(parents), device=self.device
-        )  # rows still written, by their index
-        tokens_RT = torch.full((len(parents), steps), self.pad, device=self.device)
-        logprobs_RT = torch.zeros((len(parents), steps), device=self.device)
-        length_R = torch.full((len(parents),), steps, device=self.device)
-        ended_R = torch.zeros(len(parents), dtype=torch.bool, device=self.device)
+        rows = len(parents)
+        live_R = torch.arange(rows, device=self.device)  # rows still written, by their index
+        going_R = torch.ones(rows, dtype=torch.bool, device=self.device)  # of these
+        tokens_RT = torch.full((rows, steps), self.pad, device=self.device)
+        logprobs_RT = torch.zeros((rows, steps), device=self.device)
         for t in range(steps):
             token_R, logprob_R = draw(logits_RV, params, luck_RT[live_R, t])
             tokens_RT[live_R, t], logprobs_RT[live_R, t] = token_R, logprob_R
-            done_R = torch.isin(token_R, stops) & ~ended_R[live_R]
-            length_R[live_R[done_R]] = t + 1
-            ended_R[live_R[done_R]] = True
-            going_R = ~ended_R[live_R]
+            going_R = going_R & ~torch.isin(token_R, stops)
             going = int(going_R.sum())
             if going == 0 or t + 1 == steps:
                 break
             if going <= 0.75 * len(live_R):  # ended rows cost time; moving the cache costs some too
                 keep_R = going_R.nonzero().squeeze(-1)
                 cache.batch_select_indices(keep_R)
-                live_R, mask_RS = live_R[keep_R], mask_RS[keep_R]
-                place_R, token_R = place_R[keep_R], token_R[keep_R]
+                live_R, going_R = live_R[keep_R], going_R[keep_R]
+                mask_RS, place_R, token_R = mask_RS[keep_R], place_R[keep_R], token_R[keep_R]
             mask_RS = F.pad(mask_RS, (0, 1), value=1)
             hidden_R1D = model.body(
                 input_ids=token_R[:, None],
@@ -237,8 +232,10 @@ class LocalEngine:
                 use_cache=True,
             )
             logits_RV, place_R = model.head(hidden_R1D[:, -1]), place_R + 1
-        lengths, ended = length_R.tolist(), ended_R.tolist()
-        tokens, logprobs = tokens_RT.tolist(), logprobs_RT.tolist()
+        stop_RT = torch.isin(tokens_RT, stops)
+        ended_R = stop_RT.any(-1)
+        lengths = ((stop_RT.cumsum(-1) == 0).sum(-1) + ended_R).tolist()  # the first stop counts
+        tokens, logprobs, ended = tokens_RT.tolist(), logprobs_RT.tolist(), ended_R.tolist()
         return [Sample(tokens[r][:n], logprobs[r][:n], not ended[r]) for r, n in enumerate(lengths)]
 
     # -- scoring and learning -------------------------------------------------------------------

@@ -94,7 +94,7 @@ def parts_of_memory(
     else:
         tokens = loop.problems * (context * config.fast.k + loop.group * response)
     micro = min(engine.token_budget, tokens)
-    # On a CPU attention keeps its shares: twice in FP32, beside the mask.
+    # On a CPU attention keeps its shares in FP32, and has three copies of a layer's at work.
     shares = micro / tokens * loop.problems * loop.group * shape.heads * response * width
     if torch.cuda.is_available() or config.model.gradient_checkpointing or shares > SCORES:
         shares = 0
@@ -112,7 +112,7 @@ def parts_of_memory(
         "base": base,
         "gradients": size * learned + 4 * masters,
         "optimizer": 4 * (2 * learned + masters),
-        "learning": micro * per_token + 9 * shape.layers * shares + 3 * 4 * logits,
+        "learning": micro * per_token + 4 * (shape.layers + 3) * shares + 3 * 4 * logits,
         "sampling": rows * width * shape.layers * 2 * shape.keys * size
         + 8 * rows * shape.vocabulary,
     }

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 SMALL = 2**21  # a product of fewer multiplications gains less than the call costs
+ROWS = 16  # of fewer rows a matrix, such as one token's, is not worth one of oneDNN's kernels per length
 
 
 def speed_up(model: nn.Module) -> None:
@@ -80,7 +81,8 @@ def product(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
 
     That is exact for what BF16 held; other values, such as slopes, are rounded to BF16 first.
     """
-    if dtype != torch.bfloat16 or left.numel() * right.shape[-1] < SMALL:
+    large = left.numel() * right.shape[-1] >= SMALL and left.shape[-2] >= ROWS
+    if dtype != torch.bfloat16 or not large:
         return left @ right
     with _in_bf16():
         return left @ right
