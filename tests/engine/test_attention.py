@@ -127,8 +127,10 @@ def test_its_gradient_is_that_of_finite_differences(parents):
     mask = torch.ones(width, length + width, dtype=torch.bool).tril(length).repeat(rows, 1, 1, 1)
     mask[0, :, :, :2] = False
     fork = Fork.of(torch.tensor(parents), contexts)
-    rest = fork, mask, 0.7, torch.float64
-    assert torch.autograd.gradcheck(lambda *given: attention._Attention.apply(*given, *rest), states)
+    fixed = fork, mask, 0.7, torch.float64
+    assert torch.autograd.gradcheck(
+        lambda *given: attention._Attention.apply(*fixed, *given), states
+    )
 
 
 def test_a_model_in_bf16_learns_as_it_does_in_fp32(monkeypatch):

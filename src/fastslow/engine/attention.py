@@ -90,28 +90,18 @@ def _forked(
     rows, heads, width, size = query_RHTD.shape
     query_RKQD = query_RHTD.reshape(rows, key_RKUD.shape[1], -1, size)
     # FP32 throughout: scores in BF16 would be off by several percent.
-    states = (t.float() for t in (query_RKQD, key_RKUD, value_RKUD, *trunk))
-    rest = fork, mask_R1TS, scaling, query_RHTD.dtype
-    if torch.is_grad_enabled():
-        found_RKQD = _Attention.apply(*states, *rest)
-    else:
-        found_RKQD, *_ = _attend(*states, *rest)
+    states = [t.float() for t in (query_RKQD, key_RKUD, value_RKUD, *trunk)]
+    way: Any = _Attention.apply if torch.is_grad_enabled() else _attend
+    found_RKQD, *_ = way(fork, mask_R1TS, scaling, query_RHTD.dtype, *states)
     found = found_RKQD.reshape(rows, heads, width, size).transpose(1, 2)
     return found.to(query_RHTD.dtype).contiguous()
 
 
 def _attend(
-    query_RKQD: Tensor,
-    key_RKUD: Tensor,
-    value_RKUD: Tensor,
-    trunk_key_CKLD: Tensor,
-    trunk_value_CKLD: Tensor,
-    fork: Fork,
-    mask_R1TS: Tensor,
-    scaling: float,
-    dtype: torch.dtype,
+    fork: Fork, mask_R1TS: Tensor, scaling: float, dtype: torch.dtype, *states: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What is found [R, K, Q, D], and the shares of the trunk, stacked, and of the rows' own tokens."""
+    query_RKQD, key_RKUD, value_RKUD, trunk_key_CKLD, trunk_value_CKLD = states
     length, kinds = trunk_key_CKLD.shape[-2], key_RKUD.shape[1]
     ahead = product(fork.stack(query_RKQD), trunk_key_CKLD.flatten(0, 1).mT, dtype)
     own = product(query_RKQD.flatten(0, 1), key_RKUD.flatten(0, 1).mT, dtype)
@@ -127,29 +117,37 @@ def _attend(
 
 
 class _Attention(torch.autograd.Function):
-    """`_attend` with its gradient, which keeps one copy of the shares and passes over them twice."""
+    """`_attend` with its gradient, for which one copy of the shares is kept."""
 
     @staticmethod
-    def forward(ctx: Any, *given: Any) -> Tensor:
-        found, ahead, own = _attend(*given)
-        ctx.save_for_backward(*given[:5], found, ahead, own)
-        ctx.rest = given[5], *given[7:]
-        return found
+    def forward(
+        ctx: Any,
+        fork: Fork,
+        mask_R1TS: Tensor,
+        scaling: float,
+        dtype: torch.dtype,
+        *states: Tensor,
+    ) -> tuple[Tensor]:
+        found_RKQD, ahead, own = _attend(fork, mask_R1TS, scaling, dtype, *states)
+        ctx.save_for_backward(found_RKQD, ahead, own, *states)
+        ctx.fixed = fork, scaling, dtype
+        return (found_RKQD,)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, slope_RKQD: Tensor) -> tuple[Tensor | None, ...]:
-        *states, found_RKQD, ahead, own = ctx.saved_tensors
-        fork, scaling, dtype = ctx.rest
+        fork, scaling, dtype = ctx.fixed
+        found_RKQD, ahead, own, *states = ctx.saved_tensors
         query, key, value, trunk_key, trunk_value = (t.flatten(0, 1) for t in states)
         query_ahead, slope_ahead = fork.stack(states[0]), fork.stack(slope_RKQD)
         slope = slope_RKQD.flatten(0, 1)
-        level_RKQ1 = torch.linalg.vecdot(slope_RKQD, found_RKQD)[..., None]
-        level, level_ahead = level_RKQ1.flatten(0, 1), fork.stack(level_RKQ1)
-        into_ahead = product(slope_ahead, trunk_value.mT, dtype).sub_(level_ahead).mul_(ahead)
-        into_own = product(slope, value.mT, dtype).sub_(level).mul_(own)
-        into_query = fork.unstack(product(into_ahead, trunk_key, dtype))
-        into_query = into_query + product(into_own, key, dtype).view_as(into_query)
+        # A softmax's slope: shares times what each is off from their mean, which is the output's.
+        mean_RKQ1 = torch.linalg.vecdot(slope_RKQD, found_RKQD)[..., None]
+        mean, mean_ahead = mean_RKQ1.flatten(0, 1), fork.stack(mean_RKQ1)
+        into_own = product(slope, value.mT, dtype).sub_(mean).mul_(own)
+        into_ahead = product(slope_ahead, trunk_value.mT, dtype).sub_(mean_ahead).mul_(ahead)
+        into_query = product(into_own, key, dtype).view_as(slope_RKQD)
+        into_query = into_query + fork.unstack(product(into_ahead, trunk_key, dtype))
         into = (
             into_query.mul_(scaling),
             product(into_own.mT, query, dtype).mul_(scaling),
@@ -157,7 +155,7 @@ class _Attention(torch.autograd.Function):
             product(into_ahead.mT, query_ahead, dtype).mul_(scaling),
             product(ahead.mT, slope_ahead, dtype),
         )
-        return *(t.view_as(s) for t, s in zip(into, states, strict=True)), None, None, None, None
+        return None, None, None, None, *(t.view_as(s) for t, s in zip(into, states, strict=True))
 
 
 AttentionInterface.register(ATTENTION, attend)

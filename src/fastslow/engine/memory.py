@@ -23,7 +23,7 @@ from fastslow.errors import ModelError
 
 # oneDNN makes kernels for every new shape and keeps the last 1,024, some 25 steps'. Beside what they take
 # they leave holes among what is freed: in all 0.25 to 0.6 GiB in runs of 24 steps.
-KERNELS, FULL = 400 * 2**20, 25
+KERNELS, FULL = 450 * 2**20, 25
 
 
 @dataclass(frozen=True, slots=True)

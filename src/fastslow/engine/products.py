@@ -77,9 +77,9 @@ def _onednn(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def product(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
-    """`left @ right`, FP32 both, without gradient: where they come from BF16, multiplied in BF16, summed in FP32.
+    """`left @ right` of FP32 tensors made from `dtype`, without gradient: BF16's multiplied in BF16.
 
-    That is exact for what BF16 held; other values, such as slopes, are rounded to BF16 first.
+    They are summed in FP32, which is exact for what BF16 held; all else is rounded to it first.
     """
     large = left.numel() * right.shape[-1] >= SMALL and left.shape[-2] >= ROWS
     if dtype != torch.bfloat16 or not large:
@@ -91,7 +91,7 @@ def product(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
 @contextmanager
 def _in_bf16() -> Iterator[None]:
     """oneDNN may round what FP32 products multiply; elsewhere that would ruin rotary positions."""
-    settings = torch.backends.mkldnn.matmul
+    settings = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]  # its module makes it
     before = settings.fp32_precision
     settings.fp32_precision = "bf16"
     try:
