@@ -1,6 +1,6 @@
 """What `fastslow plan` says beside what real runs then take: rollouts, tokens, memory, time.
 
-    python benchmarks/plan.py [--steps 24] [CONFIG ...]
+    python benchmarks/plan.py [--steps 36] [--short 12] [CONFIG ...]
 
 For each configuration (star-graph, code output and fact checking at pocket size) a short run is made with
 another seed, the long one is planned from it, then made; each in a process of its own, so that the
@@ -72,8 +72,8 @@ def main() -> None:
     names = ("star_graph", "codeio", "hover")
     found = [CONFIGS / f"{name}.yaml" for name in names]
     parser.add_argument("configs", nargs="*", type=Path, default=found)
-    parser.add_argument("--steps", type=int, default=24)
-    parser.add_argument("--short", type=int, default=7, help="steps of the run planned from")
+    parser.add_argument("--steps", type=int, default=36)
+    parser.add_argument("--short", type=int, default=12, help="steps of the run planned from")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--plan", type=Path, help="plan alone, from this short run, as JSON")
     args = parser.parse_args()

@@ -16,7 +16,7 @@ from conftest import Letters
 from fastslow import Config, Problem
 from fastslow.cli import main
 from fastslow.engine.memory import peak
-from fastslow.plan import make_plan
+from fastslow.plan import habits_of, make_plan
 from fastslow.run import Run
 
 
@@ -69,6 +69,28 @@ def test_without_an_earlier_run_responses_are_as_long_as_can_be(small: dict):
     spent = run.summary["rollouts"]  # type: ignore[index]
     assert near(plan.counts.rl, spent["rl"])
     assert spent["gepa"] <= plan.counts.gepa <= 1.5 * spent["gepa"]  # the whole budget
+
+
+def test_the_pace_is_that_of_the_last_cycle(small: dict):
+    run = fastslow.train(small)
+    rows = run.metrics
+    for row in rows:
+        late = max(0, row["step"] - 3)
+        clock = {
+            "sample": 50 * (row["step"] - late) + late,
+            "gepa": 0,
+            "train": 2 * late,
+            "eval": 3,
+        }
+        row["seconds"] |= clock
+    (run.dir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    before, last = rows[3]["rollouts"], rows[5]["rollouts"]
+    assert (rows[3]["step"], rows[5]["step"]) == (3, 5)
+    made, learned = (
+        sum(last[k] - before[k] for k in kinds) for kinds in (("rl", "gepa"), ("rl", "reused"))
+    )
+    pace = habits_of(Run.open(run.dir)).seconds
+    assert pace == {"made": 2 / made, "learned": 4 / learned, "evaluated": 3 / last["eval"]}
 
 
 def test_the_command(small: dict, tmp_path: Path, capsys: pytest.CaptureFixture):
@@ -140,7 +162,7 @@ def test_memory_of_real_runs(tiny: Path, small: dict, tmp_path: Path, more: dict
     given = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "2"}
     code = (
         "import sys; from fastslow import Config; from fastslow.run import Run;"
-        "from fastslow.plan import make_plan; from fastslow.engine.memory import peak;"
+        "from fastslow.plan import habits_of, make_plan; from fastslow.engine.memory import peak;"
         "made = make_plan(Config.load(sys.argv[1]), Run.open(sys.argv[2])).memory;"
         "print(made, peak(made))"
     )

@@ -149,7 +149,9 @@ def habits_of(run: Run) -> Habits:
     last = max((row["cycle"] for row in run.prompts), default=0)
     spent, seconds = rows[-1]["rollouts"], rows[-1]["seconds"]
     could = count(_like(config, rows[-1]["step"]), full).reused
-    made = max(1, spent["rl"] + spent["gepa"])
+    # Not the first cycle's pace, where there are later ones: kernels for new shapes are made in it.
+    late, clock = (_latest(rows, key, config.loop.cycle) for key in ("rollouts", "seconds"))
+    made = max(1, late["rl"] + late["gepa"])
     return Habits(
         response=fmean([row["response_tokens"] for row in learned[-LATEST:]] or [0.0]),
         prompts=tuple(row["text"] for row in run.prompts if row["cycle"] == last and row["member"]),
@@ -157,11 +159,17 @@ def habits_of(run: Run) -> Habits:
         reuse_share=min(1.0, spent["reused"] / could) if could else 1.0,
         proposals=fmean(phase["proposed"] for phase in phases) if phases else None,
         seconds={
-            "made": (seconds["sample"] + seconds["gepa"]) / made,
-            "learned": seconds["train"] / max(1, spent["rl"] + spent["reused"]),
+            "made": (clock["sample"] + clock["gepa"]) / made,
+            "learned": clock["train"] / max(1, late["rl"] + late["reused"]),
             "evaluated": seconds["eval"] / max(1, spent["eval"]),
         },
     )
+
+
+def _latest(rows: list[dict[str, Any]], key: str, steps: int) -> dict[str, float]:
+    """What the last so many steps added to sums of metrics.jsonl."""
+    before = rows[-1 - steps][key] if len(rows) > steps else {}
+    return {name: value - before.get(name, 0) for name, value in rows[-1][key].items()}
 
 
 def _like(config: Config, steps: int) -> Config:
