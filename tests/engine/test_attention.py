@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen3Config
 
 from fastslow import Config
-from fastslow.engine import attention
+from fastslow.engine import attention, products
 from fastslow.engine.cache import ATTENTION, Fork, SharedCache, shares
 from fastslow.engine.forward import halve
 from fastslow.engine.local import LocalEngine
@@ -127,14 +127,16 @@ def test_its_gradient_is_that_of_finite_differences(parents):
     mask = torch.ones(width, length + width, dtype=torch.bool).tril(length).repeat(rows, 1, 1, 1)
     mask[0, :, :, :2] = False
     fork = Fork.of(torch.tensor(parents), contexts)
-    fixed = fork, mask, 0.7
+    fixed = fork, mask, 0.7, torch.float64
     assert torch.autograd.gradcheck(
         lambda *given: attention._Attention.apply(*fixed, *given), states
     )
 
 
-def test_a_model_in_bf16_learns_as_it_does_in_fp32():
-    """Weights are BF16's in both, so that rounding alone differs."""
+def test_a_model_in_bf16_learns_as_it_does_in_fp32(monkeypatch):
+    """With products in BF16, however small: weights are BF16's in both, so that rounding alone differs."""
+    monkeypatch.setattr(products, "SMALL", 1)
+    monkeypatch.setattr(products, "ROWS", 1)
     model = models()[0].bfloat16()
     gradients = []
     for dtype in (torch.bfloat16, torch.float32):

@@ -107,6 +107,19 @@ def test_a_compiled_model_keeps_its_linear_layers(faster, tiny: Path):
     assert products.Linear not in kinds
 
 
+def test_what_came_from_bf16_is_multiplied_exactly_and_fp32_stays_fp32():
+    torch.manual_seed(0)
+    left, right = torch.randn(8, 120, 64), torch.randn(8, 64, 90)
+    assert left.numel() * 90 > products.SMALL
+    settings = torch.backends.mkldnn.matmul
+    before = settings.fp32_precision
+    for dtype in (torch.bfloat16, torch.float32):
+        a, b = (t.to(dtype).float() for t in (left, right))
+        found = products.product(a, b, dtype)
+        torch.testing.assert_close(found.double(), a.double() @ b.double(), rtol=1e-5, atol=1e-4)
+        assert settings.fp32_precision == before
+
+
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_fp32_products_of_half_precision(device: str, monkeypatch: pytest.MonkeyPatch):
     """On a machine without a GPU its product alone is played by FP32's."""

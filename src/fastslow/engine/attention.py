@@ -15,6 +15,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, DynamicCach
 from transformers.cache_utils import DynamicLayer
 
 from fastslow.engine.cache import ATTENTION, Fork, ForkLayer, SharedCache
+from fastslow.engine.products import product
 
 FUSED = AttentionInterface()["sdpa"]
 # Beyond so many scores PyTorch's fused attention, which keeps none of them, and all rows apart.
@@ -91,27 +92,28 @@ def _forked(
     # FP32 throughout: scores in BF16 would be off by several percent.
     states = [t.float() for t in (query_RKQD, key_RKUD, value_RKUD, *trunk)]
     way: Any = _Attention.apply if torch.is_grad_enabled() else _attend
-    found_RKQD, *_ = way(fork, mask_R1TS, scaling, *states)
+    found_RKQD, *_ = way(fork, mask_R1TS, scaling, query_RHTD.dtype, *states)
     found = found_RKQD.reshape(rows, heads, width, size).transpose(1, 2)
     return found.to(query_RHTD.dtype).contiguous()
 
 
 def _attend(
-    fork: Fork, mask_R1TS: Tensor, scaling: float, *states: Tensor
+    fork: Fork, mask_R1TS: Tensor, scaling: float, dtype: torch.dtype, *states: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What is found [R, K, Q, D], and the shares of the trunk, stacked, and of the rows' own tokens."""
     query_RKQD, key_RKUD, value_RKUD, trunk_key_CKLD, trunk_value_CKLD = states
-    length = trunk_key_CKLD.shape[-2]
-    ahead = fork.stack(query_RKQD) @ trunk_key_CKLD.flatten(0, 1).mT
-    own = query_RKQD @ key_RKUD.mT
-    scores = torch.cat([fork.unstack(ahead), own], dim=-1)
+    length, kinds = trunk_key_CKLD.shape[-2], key_RKUD.shape[1]
+    ahead = product(fork.stack(query_RKQD), trunk_key_CKLD.flatten(0, 1).mT, dtype)
+    own = product(query_RKQD.flatten(0, 1), key_RKUD.flatten(0, 1).mT, dtype)
+    scores = torch.cat([fork.unstack(ahead), own.unflatten(0, (-1, kinds))], dim=-1)
     scores_RKJTS = scores.unflatten(2, (-1, mask_R1TS.shape[2]))
     hides_R1TS = torch.where(mask_R1TS, 0.0, torch.finfo(torch.float32).min)
     shares = torch.add(hides_R1TS[:, None], scores_RKJTS, alpha=scaling).softmax(-1).flatten(2, 3)
     ahead = fork.stack(shares[..., :length])
-    own = shares[..., length:].contiguous()
-    found_ahead = fork.unstack(ahead @ trunk_value_CKLD.flatten(0, 1))
-    return found_ahead + own @ value_RKUD, ahead, own
+    own = shares[..., length:].flatten(0, 1).contiguous()
+    found_ahead = fork.unstack(product(ahead, trunk_value_CKLD.flatten(0, 1), dtype))
+    found_own = product(own, value_RKUD.flatten(0, 1), dtype)
+    return found_ahead + found_own.view_as(query_RKQD), ahead, own
 
 
 class _Attention(torch.autograd.Function):
@@ -119,34 +121,41 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, fork: Fork, mask_R1TS: Tensor, scaling: float, *states: Tensor
+        ctx: Any,
+        fork: Fork,
+        mask_R1TS: Tensor,
+        scaling: float,
+        dtype: torch.dtype,
+        *states: Tensor,
     ) -> tuple[Tensor]:
-        found_RKQD, ahead, own = _attend(fork, mask_R1TS, scaling, *states)
+        found_RKQD, ahead, own = _attend(fork, mask_R1TS, scaling, dtype, *states)
         ctx.save_for_backward(found_RKQD, ahead, own, *states)
-        ctx.fixed = fork, scaling
+        ctx.fixed = fork, scaling, dtype
         return (found_RKQD,)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
-        found, ahead, own, *states = ctx.saved_tensors
-        fork, scaling = ctx.fixed
-        query, key, value, *trunk = states
-        trunk_key, trunk_value = (t.flatten(0, 1) for t in trunk)
-        query_ahead, slope_ahead = fork.stack(query), fork.stack(slope)
+    def backward(ctx: Any, slope_RKQD: Tensor) -> tuple[Tensor | None, ...]:
+        fork, scaling, dtype = ctx.fixed
+        found_RKQD, ahead, own, *states = ctx.saved_tensors
+        query, key, value, trunk_key, trunk_value = (t.flatten(0, 1) for t in states)
+        query_ahead, slope_ahead = fork.stack(states[0]), fork.stack(slope_RKQD)
+        slope = slope_RKQD.flatten(0, 1)
         # A softmax's slope: shares times what each is off from their mean, which is the output's.
-        mean_RKQ1 = torch.linalg.vecdot(slope, found)[..., None]
-        into_own = (slope @ value.mT).sub_(mean_RKQ1).mul_(own)
-        into_ahead = (slope_ahead @ trunk_value.mT).sub_(fork.stack(mean_RKQ1)).mul_(ahead)
-        into_query = into_own @ key + fork.unstack(into_ahead @ trunk_key)
-        into_trunk = (into_ahead.mT @ query_ahead).mul_(scaling), ahead.mT @ slope_ahead
-        return (
-            *(None, None, None),
+        mean_RKQ1 = torch.linalg.vecdot(slope_RKQD, found_RKQD)[..., None]
+        mean, mean_ahead = mean_RKQ1.flatten(0, 1), fork.stack(mean_RKQ1)
+        into_own = product(slope, value.mT, dtype).sub_(mean).mul_(own)
+        into_ahead = product(slope_ahead, trunk_value.mT, dtype).sub_(mean_ahead).mul_(ahead)
+        into_query = product(into_own, key, dtype).view_as(slope_RKQD)
+        into_query = into_query + fork.unstack(product(into_ahead, trunk_key, dtype))
+        into = (
             into_query.mul_(scaling),
-            (into_own.mT @ query).mul_(scaling),
-            own.mT @ slope,
-            *(into.view_as(t) for into, t in zip(into_trunk, trunk, strict=True)),
+            product(into_own.mT, query, dtype).mul_(scaling),
+            product(own.mT, slope, dtype),
+            product(into_ahead.mT, query_ahead, dtype).mul_(scaling),
+            product(ahead.mT, slope_ahead, dtype),
         )
+        return None, None, None, None, *(t.view_as(s) for t, s in zip(into, states, strict=True))
 
 
 AttentionInterface.register(ATTENTION, attend)

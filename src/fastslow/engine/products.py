@@ -7,6 +7,8 @@ of PyTorch's compiler; it is private and has no gradient, so the gradient is wri
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 SMALL = 2**21  # a product of fewer multiplications gains less than the call costs
+ROWS = 16  # of fewer rows a matrix, such as one token's, is not worth one of oneDNN's kernels per length
 
 
 def speed_up(model: nn.Module) -> None:
@@ -71,6 +74,30 @@ def fp32_linear(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Ten
 def _onednn(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     found: Tensor = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
     return found
+
+
+def product(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
+    """`left @ right` of FP32 tensors made from `dtype`, without gradient: BF16's multiplied in BF16.
+
+    They are summed in FP32, which is exact for what BF16 held; all else is rounded to it first.
+    """
+    large = left.numel() * right.shape[-1] >= SMALL and left.shape[-2] >= ROWS
+    if dtype != torch.bfloat16 or not large:
+        return left @ right
+    with _in_bf16():
+        return left @ right
+
+
+@contextmanager
+def _in_bf16() -> Iterator[None]:
+    """oneDNN may round what FP32 products multiply; elsewhere that would ruin rotary positions."""
+    settings = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]  # its module makes it
+    before = settings.fp32_precision
+    settings.fp32_precision = "bf16"
+    try:
+        yield
+    finally:
+        settings.fp32_precision = before
 
 
 class _Product(torch.autograd.Function):
