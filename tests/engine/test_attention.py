@@ -134,7 +134,7 @@ def test_its_gradient_is_that_of_finite_differences(parents):
 
 
 def test_a_model_in_bf16_learns_as_it_does_in_fp32(monkeypatch):
-    """With products in BF16, however small: weights are BF16's in both, so that rounding alone differs."""
+    """With oneDNN's products, however small: weights are BF16's in both, so that rounding alone differs."""
     monkeypatch.setattr(products, "SMALL", 1)
     monkeypatch.setattr(products, "ROWS", 1)
     model = models()[0].bfloat16()

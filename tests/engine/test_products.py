@@ -107,7 +107,7 @@ def test_a_compiled_model_keeps_its_linear_layers(faster, tiny: Path):
     assert products.Linear not in kinds
 
 
-def test_what_came_from_bf16_is_multiplied_exactly_and_fp32_stays_fp32():
+def test_what_bf16_held_is_multiplied_exactly_and_fp32_stays_fp32():
     torch.manual_seed(0)
     left, right = torch.randn(8, 120, 64), torch.randn(8, 64, 90)
     assert left.numel() * 90 > products.SMALL

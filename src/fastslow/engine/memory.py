@@ -104,7 +104,7 @@ def parts_of_memory(
     process = (
         0 if torch.cuda.is_available() else peak_memory()
     )  # a CPU's memory holds the libraries too
-    onednn = size == 4 and not torch.cuda.is_available() and onednn_is_faster()
+    onednn = not torch.cuda.is_available() and (size == 2 or onednn_is_faster())
     return {
         "process": process,
         "kernels": KERNELS * min(1, loop.steps / FULL) if onednn else 0,

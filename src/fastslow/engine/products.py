@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 SMALL = 2**21  # a product of fewer multiplications gains less than the call costs
-ROWS = 16  # of fewer rows a matrix, such as one token's, is not worth one of oneDNN's kernels per length
+ROWS = 16  # a matrix of fewer rows, such as one token's, is not worth a kernel for every length
 
 
 def speed_up(model: nn.Module) -> None:
@@ -77,20 +77,21 @@ def _onednn(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def product(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
-    """`left @ right` of FP32 tensors made from `dtype`, without gradient: BF16's multiplied in BF16.
+    """`left @ right` of FP32 matrices in a model of `dtype`, without gradient; a BF16 model's by oneDNN.
 
-    They are summed in FP32, which is exact for what BF16 held; all else is rounded to it first.
+    It may round to BF16 what it multiplies, and does where there are units for that (AMX): exact for what
+    BF16 held, such as queries and keys. Elsewhere its FP32 kernels are used. Sums are FP32 in either case.
     """
     large = left.numel() * right.shape[-1] >= SMALL and left.shape[-2] >= ROWS
     if dtype != torch.bfloat16 or not large:
         return left @ right
-    with _in_bf16():
+    with _rounding_allowed():
         return left @ right
 
 
 @contextmanager
-def _in_bf16() -> Iterator[None]:
-    """oneDNN may round what FP32 products multiply; elsewhere that would ruin rotary positions."""
+def _rounding_allowed() -> Iterator[None]:
+    """PyTorch hands batches of FP32 products to oneDNN only so. Rotary positions would not bear it."""
     settings = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]  # its module makes it
     before = settings.fp32_precision
     settings.fp32_precision = "bf16"
