@@ -29,7 +29,7 @@ class Optimizer:
         """Begin anew: no moments, no step taken."""
         self.steps, slow = 0, self.slow
         self.adam = torch.optim.AdamW(
-            self.masters, lr=slow.lr, betas=slow.betas, weight_decay=slow.weight_decay, fused=True
+            self.masters, lr=slow.lr, betas=slow.betas, weight_decay=slow.weight_decay
         )
 
     def add_up(self) -> None:
