@@ -162,7 +162,7 @@ def test_memory_of_real_runs(tiny: Path, small: dict, tmp_path: Path, more: dict
     given = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "2"}
     code = (
         "import sys; from fastslow import Config; from fastslow.run import Run;"
-        "from fastslow.plan import habits_of, make_plan; from fastslow.engine.memory import peak;"
+        "from fastslow.plan import make_plan; from fastslow.engine.memory import peak;"
         "made = make_plan(Config.load(sys.argv[1]), Run.open(sys.argv[2])).memory;"
         "print(made, peak(made))"
     )

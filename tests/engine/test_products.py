@@ -107,15 +107,19 @@ def test_a_compiled_model_keeps_its_linear_layers(faster, tiny: Path):
     assert products.Linear not in kinds
 
 
-def test_what_bf16_held_is_multiplied_exactly_and_fp32_stays_fp32():
+def test_what_bf16_held_is_multiplied_exactly_and_fp32_stays_fp32(monkeypatch):
     torch.manual_seed(0)
     left, right = torch.randn(8, 120, 64), torch.randn(8, 64, 90)
     assert left.numel() * 90 > products.SMALL
     settings = torch.backends.mkldnn.matmul
-    before = settings.fp32_precision
-    for dtype in (torch.bfloat16, torch.float32):
+    before, allowed = settings.fp32_precision, []
+    leave = products._rounding_allowed
+    monkeypatch.setattr(products, "_rounding_allowed", lambda: allowed.append(1) or leave())
+    for dtype, times in ((torch.float32, 0), (torch.bfloat16, 1)):
         a, b = (t.to(dtype).float() for t in (left, right))
         found = products.product(a, b, dtype)
+        products.product(a[:, :8], b, dtype)  # few rows
+        assert len(allowed) == times
         torch.testing.assert_close(found.double(), a.double() @ b.double(), rtol=1e-5, atol=1e-4)
         assert settings.fp32_precision == before
 

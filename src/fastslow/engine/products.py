@@ -1,7 +1,7 @@
 """FP32 products where PyTorch's usual way wastes what the machine can do.
 
 PyTorch hands a CPU's FP32 products to MKL, which uses AVX-512 on Intel's processors alone. oneDNN, which
-PyTorch carries for BF16, uses it on AMD's too. The only way there that takes plain tensors is the operator
+PyTorch carries for BF16, uses it on AMD's too. The only way there that never rounds FP32 is the operator
 of PyTorch's compiler; it is private and has no gradient, so the gradient is written here.
 """
 
