@@ -40,10 +40,25 @@ def falter(prompt: str) -> str:
     return reflect(prompt)
 
 
+LEFT = """
+import atexit, os, sys
+from pathlib import Path
+
+def left():  # Python ends; which threads are still there?
+    names = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
+    sys.stderr.write(f"left: {sorted(name for name in names if 'gloo' in name)}\\n")
+
+if "RANK" in os.environ:
+    atexit.register(left)
+"""
+
+
 def started(settings: dict, path: Path, command: str = "train") -> subprocess.CompletedProcess:
     path.write_text(yaml.safe_dump(settings))
     target = settings["run"]["dir"] if command == "resume" else str(path)
+    (path.parent / "sitecustomize.py").write_text(LEFT)
     paths = [
+        str(path.parent),
         str(Path(__file__).parent),
         str(Path(__file__).parents[1]),
         os.environ.get("PYTHONPATH", ""),
@@ -53,11 +68,17 @@ def started(settings: dict, path: Path, command: str = "train") -> subprocess.Co
         [*torchrun, "--standalone", "-m", "fastslow", command, target],
         env=os.environ
         | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
-        | {"FALTERED": str(path.parent / "faltered")},
+        | {"FALTERED": str(path.parent / "faltered"), "PYTHONFAULTHANDLER": "1"},
         capture_output=True,
         text=True,
         timeout=300,
     )
+
+
+def assert_ended(done: subprocess.CompletedProcess) -> None:
+    """Without an error, and with no thread of gloo's left, which could abort Python amid its end."""
+    assert done.returncode == 0, done.stderr[-9000:]
+    assert done.stderr.count("left: []") == 2, done.stderr[-9000:]
 
 
 def rows(directory: Path) -> list[dict]:
@@ -108,7 +129,7 @@ def test_two_processes_make_the_run_of_one(
     alone = fastslow.train(small | {"run": small["run"] | {"dir": str(tmp_path / "one")}})
     small["run"] |= {"dir": str(tmp_path / "two")}
     done = started(small, tmp_path / "two.yaml")
-    assert done.returncode == 0, done.stderr[-9000:]
+    assert_ended(done)
     assert done.stdout.count("best prompt") == 1  # one of them talks
     for mine, theirs in zip(rows(alone.dir), rows(tmp_path / "two"), strict=True):
         assert_alike(mine, theirs, f"step {mine['step']}")
@@ -133,12 +154,12 @@ def test_a_sharded_run_is_the_same_and_goes_on_after_a_stop(
     with pytest.raises(RunError, match="its optimizer is in 2 parts, this run's in 1"):
         fastslow.resume(tmp_path / "two")
     resumed = started(small, tmp_path / "two.yaml", "resume")
-    assert resumed.returncode == 0, resumed.stderr[-9000:]
+    assert_ended(resumed)
     small["run"] |= {"dir": str(tmp_path / "straight")}
     if dtype == "float32":
         straight = fastslow.train(small)
     else:  # rounding of BF16 takes one process and two apart
-        assert started(small, tmp_path / "straight.yaml").returncode == 0
+        assert_ended(started(small, tmp_path / "straight.yaml"))
         straight = fastslow.Run.open(tmp_path / "straight")
     for mine, theirs in zip(rows(straight.dir), rows(tmp_path / "two"), strict=True):
         assert_alike(mine, theirs, f"step {mine['step']}")

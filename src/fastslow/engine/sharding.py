@@ -9,6 +9,8 @@ is replicated.
 
 from __future__ import annotations
 
+import atexit
+import gc
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, debug
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from fastslow.engine.world import World
@@ -33,6 +35,7 @@ class Shards:
             cast_forward_inputs=False,
         )
         mesh = init_device_mesh(model.device.type, (world.size,))
+        atexit.register(_let_go)  # runs before the world ends: `join` came first
         self.size, self.layers = world.size, list[FSDPModule]()
         for layer in [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]:
             split = fully_shard(
@@ -71,3 +74,14 @@ class Shards:
 def own_part(tensor: Tensor) -> Tensor:
     """What this process holds of a tensor, in the same memory; all of it where it is not split."""
     return tensor.to_local().detach() if isinstance(tensor, DTensor) else tensor
+
+
+def _let_go() -> None:
+    """Leave the process group to the world, which ends it, and gloo's threads with it.
+
+    They live as long as anyone holds their group, and such a thread can abort a process that is at its
+    end (pytorch/pytorch#179291). FSDP2's mesh holds the group, and DTensor's cache the mesh; PyTorch
+    clears that cache by a private function only, which not every version has.
+    """
+    getattr(debug, "_clear_sharding_prop_cache", lambda: None)()
+    gc.collect()
