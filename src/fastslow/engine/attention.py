@@ -62,6 +62,8 @@ def attend(
     layer = None if fork is None else fork.layers[module.layer_idx]
     if fork is None or fork.fork is None or not isinstance(layer, ForkLayer) or layer.trunk is None:
         return FUSED(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+    if layer.trunk[0].shape[1] != key.shape[1]:  # `share_contexts` tries this, and gives it up
+        raise RuntimeError("a model that rearranges what its cache returns cannot share contexts")
     length = layer.trunk[0].shape[-2] + key.shape[-2]
     if query[..., 0].numel() * length > SCORES:
         whole = layer.joined(fork.fork.parent_R)

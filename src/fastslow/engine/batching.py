@@ -62,6 +62,26 @@ def _padded(rows: Sequence[Sequence[float]], filler: float, dtype: str = "int64"
     return torch.from_numpy(numpy.array(whole, dtype))
 
 
+def side_by_side(
+    contexts: Sequence[Context],
+    counts: Sequence[int],
+    order: Sequence[int],
+    rows: int,
+    padded: bool,
+) -> Iterator[list[int]]:
+    """Contexts, by their places, to sample from at once: at most `rows` rows or one context, and all of
+    one length unless `padded`."""
+    chosen: list[int] = []
+    for c in order:
+        full = sum(counts[other] for other in chosen) + counts[c] > rows
+        if chosen and (full or not (padded or len(contexts[c]) == len(contexts[chosen[0]]))):
+            yield chosen
+            chosen = []
+        chosen.append(c)
+    if chosen:
+        yield chosen
+
+
 def stage_contexts(
     contexts: Sequence[Context], pad: int, device: torch.device, stems: bool = True
 ) -> list[Stage]:

@@ -122,6 +122,17 @@ class ForkLayer(DynamicLayer):
         self.room = None
         self.keys, self.values = self.keys[indices], self.values[indices]
 
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        self.batch_select_indices(beam_idx)
+
+
+class RowCache(DynamicCache):
+    """A cache whose rows can be selected, and repeated, whatever its layers keep of them."""
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        for layer in self.layers:  # recurrent ones can be selected in no other way
+            layer.reorder_cache(indices)  # type: ignore[arg-type]
+
 
 class SharedCache(DynamicCache):
     """A cache whose rows, once selected several times over, share what they continue."""
@@ -162,7 +173,7 @@ def sampling_cache(config: Any) -> DynamicCache:
     """A roomy cache for a model; layers that are not plain stay as the model wants them."""
     if shares(config):
         return SharedCache(config, roomy=True)
-    cache = DynamicCache(config=config)
+    cache = RowCache(config=config)
     cache.layers = [
         ForkLayer(roomy=True) if type(layer) is DynamicLayer else layer for layer in cache.layers
     ]

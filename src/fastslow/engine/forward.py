@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
-from transformers import Cache
+from transformers import Cache, PreTrainedModel
 
 from fastslow.engine.attention import share_contexts
 from fastslow.engine.base import SamplingParams
@@ -34,25 +34,37 @@ def halve(model: Any, compiled: bool = False) -> Halves:
 
     `compiled` is for the passes that learn: those that sample differ in shape from one to the next.
     """
-    decoder, head = model.get_decoder(), model.get_output_embeddings()
     if not compiled:
         share_contexts(model)
-    settings = model.config.get_text_config().to_dict().items()
-    more = any("logit" in name and value not in (None, False, 1) for name, value in settings)
     probe = torch.arange(4, device=model.device)[None]
     whole = model(input_ids=probe, use_cache=False).logits
-    apart = head(decoder(input_ids=probe, use_cache=False).last_hidden_state)
-    split = not more and torch.allclose(whole.float(), apart.float(), rtol=1e-3, atol=1e-3)
-    plain = decoder if split else model
+    decoder, head = _decoder(model, probe, whole), model.get_output_embeddings()
+    plain = model if decoder is None else decoder
     learning = torch.compile(plain, dynamic=True) if compiled else plain
 
     def body(**given: Any) -> Tensor:
         if isinstance(given.get("past_key_values"), SharedCache):
             given["fork"] = given["past_key_values"]  # passed on to `attention.attend`
         out = (learning if torch.is_grad_enabled() else plain)(**given)
-        return out.last_hidden_state if split else out.logits
+        return out.logits if decoder is None else out.last_hidden_state
 
-    return Halves(model.config, body, head if split else lambda logits: logits, whole.shape[-1])
+    top = (lambda logits: logits) if decoder is None else head
+    return Halves(model.config, body, top, whole.shape[-1])
+
+
+def _decoder(model: Any, probe: Tensor, logits: Tensor) -> Any:
+    """The part of a model whose hidden states its output layer makes these logits of; None if none is."""
+    settings = model.config.get_text_config().to_dict().items()
+    if any("logit" in name and value not in (None, False, 1) for name, value in settings):
+        return None
+    parts = [m for m in model.children() if isinstance(m, PreTrainedModel)]
+    for part in (model.get_decoder(), *parts):
+        if isinstance(part, PreTrainedModel) and part is not model:
+            hidden = part(input_ids=probe, use_cache=False).last_hidden_state
+            apart = model.get_output_embeddings()(hidden)
+            if torch.allclose(logits.float(), apart.float(), rtol=1e-3, atol=1e-3):
+                return part
+    return None
 
 
 def prefill(model: Halves, stages: list[Stage], cache: Cache) -> tuple[Tensor, Tensor]:
@@ -78,13 +90,27 @@ def prefill(model: Halves, stages: list[Stage], cache: Cache) -> tuple[Tensor, T
     return hidden_NLD[:, -1], mask_NX
 
 
+def extend(
+    model: Halves, cache: Cache, token_R: Tensor, mask_RS: Tensor, place_R: Tensor
+) -> Tensor:
+    """Logits [R, V] after one more token of each row, at `place_R` and in the mask already."""
+    hidden_R1D = model.body(
+        input_ids=token_R[:, None],
+        attention_mask=mask_RS,
+        position_ids=place_R[:, None],
+        past_key_values=cache,
+        use_cache=True,
+    )
+    return model.head(hidden_R1D[:, -1])
+
+
 def score(
     model: Halves, packed: Packed, temperature: float, logits: int, whole: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Log-probability and entropy [R, T] of the response tokens, zero where padded.
 
     Each shared part is forwarded once; with `whole` every row is a sequence of its own, as gradient
-    checkpointing needs it. At most about `logits` logits exist at once.
+    checkpointing and recurrent layers need it. At most about `logits` logits exist at once.
     """
     hidden_ND, row_N, place_N = (_whole if whole else _shared)(model, packed)
     tokens_N, size = packed.tokens_RT[row_N, place_N], max(1, logits // model.vocabulary)
@@ -149,18 +175,21 @@ def segments(lengths: list[int], worth: float = 0.1) -> list[tuple[int, int]]:
 
 
 def _whole(model: Halves, packed: Packed) -> Found:
-    """One plain pass over contexts and responses, without a cache."""
+    """One plain pass over contexts and responses, without a cache; all padding comes last."""
     (stage,) = packed.stages
     ids_RX = torch.cat([stage.tokens_NL[packed.parent_R], packed.tokens_RT], dim=1)
     mask_RX = torch.cat([stage.mask_NL[packed.parent_R], packed.token_mask_RT], dim=1)
+    length_R = stage.mask_NL.sum(-1)[packed.parent_R]  # of the contexts, padded on the left as yet
+    all_X = torch.arange(ids_RX.shape[1], device=ids_RX.device)
+    from_RX = (all_X + stage.mask_NL.shape[1] - length_R[:, None]) % len(all_X)
     hidden_RXD = model.body(
-        input_ids=ids_RX,
-        attention_mask=mask_RX,
-        position_ids=(mask_RX.cumsum(-1) - 1).clamp(min=0),
+        input_ids=ids_RX.gather(1, from_RX),
+        attention_mask=mask_RX.gather(1, from_RX),
+        position_ids=all_X.expand_as(ids_RX),
         use_cache=False,
     )
     row_N, place_N = packed.token_mask_RT.nonzero(as_tuple=True)
-    return hidden_RXD[row_N, place_N + stage.tokens_NL.shape[1] - 1], row_N, place_N
+    return hidden_RXD[row_N, length_R[row_N] + place_N - 1], row_N, place_N
 
 
 def read(

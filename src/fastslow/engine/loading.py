@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, DynamicCache
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from fastslow.config import LoraConfig, ModelConfig
 from fastslow.engine.products import fp32_linear, speed_up
@@ -29,7 +29,7 @@ def find_device(name: str) -> torch.device:
 def load_model(
     source: str | Path, model_config: ModelConfig, device: torch.device, fp32_logits: bool
 ) -> Any:
-    """A causal LM in evaluation mode, all of it there and of a kind that the engine can serve."""
+    """A causal LM in evaluation mode, all of it there."""
     adapter = _adapter_base(source)
     dtype = getattr(torch, model_config.dtype)
     try:
@@ -45,12 +45,6 @@ def load_model(
     if missing:
         raise ModelError(
             f"model.name = {str(source)!r}: {len(missing)} weights are missing, {missing[0]} first"
-        )
-    odd = cache_kinds(model) - {"DynamicLayer", "DynamicSlidingWindowLayer"}
-    if odd:
-        raise ModelError(
-            f"model.name = {str(source)!r}: its layers keep {', '.join(sorted(odd))}; the local engine "
-            "takes models whose layers attend to tokens (Qwen3, Llama, Mistral, Gemma and the like)"
         )
     model.to(device).eval()  # no dropout: sampling and training must agree
     if device.type == "cpu" and not model_config.compile:
@@ -79,11 +73,6 @@ def _adapter_base(source: str | Path) -> str | None:
     if not place.is_file():
         return None
     return str(json.loads(place.read_text())["base_model_name_or_path"])
-
-
-def cache_kinds(model: Any) -> set[str]:
-    """What the model's layers keep of the tokens seen, by transformers' names."""
-    return {type(layer).__name__ for layer in DynamicCache(config=model.config).layers}
 
 
 def add_adapters(model: Any, source: str | Path, settings: LoraConfig) -> Any:
@@ -159,6 +148,14 @@ def load_tokenizer(source: str | Path) -> Any:
             "model or put a chat_template.jinja beside its tokenizer"
         )
     return tokenizer
+
+
+def context_length(config: Any, tokenizer: Any) -> int:
+    """The most tokens that a model takes; where its config names no limit, its tokenizer's."""
+    length: int = getattr(config.get_text_config(), "max_position_embeddings", None) or int(
+        tokenizer.model_max_length
+    )
+    return length
 
 
 def first_line(error: Exception) -> str:

@@ -23,14 +23,15 @@ from torch import Tensor
 from fastslow import pocket
 from fastslow.config import Config
 from fastslow.engine.base import Datum, Sample, SamplingParams, UpdateResult, Which
-from fastslow.engine.batching import Packed, Sequences, pack, stage_contexts
+from fastslow.engine.batching import Packed, Sequences, pack, side_by_side, stage_contexts
 from fastslow.engine.cache import sampling_cache
 from fastslow.engine.checked import CheckedSampler
-from fastslow.engine.forward import Halves, draw, halve, prefill, score
+from fastslow.engine.forward import Halves, draw, extend, prefill, score
+from fastslow.engine.layout import find_layout, take_apart
 from fastslow.engine.loading import (
     add_adapters,
-    cache_kinds,
     checkpoint_activations,
+    context_length,
     find_device,
     first_line,
     load_model,
@@ -64,19 +65,19 @@ class LocalEngine:
         self.base_source = _place(config.model.base or config.model.name)
         self.tokenizer = load_tokenizer(self.source)
         self.policy = self._load(self.source)
-        # Windows count padding amid a row.
-        self.stems = cache_kinds(self.policy) == {"DynamicLayer"}
         if config.model.lora is not None:
             with torch.random.fork_rng():
                 torch.manual_seed(config.run.seed)
                 self.policy = add_adapters(self.policy, self.source, config.model.lora)
         if config.model.gradient_checkpointing:
             checkpoint_activations(self.policy)
-        self._halves: dict[Which, Halves] = {"policy": self._halve(self.policy)}
+        whole = self.policy if config.model.lora is None else self.policy.get_base_model()
+        halves = take_apart(whole, self.source, config.model.compile)
+        self._halves: dict[Which, Halves] = {"policy": halves}
+        self.layout = find_layout(halves, whole, self.source)
         self._base: Any = None
         self.version = 0
-        text_config = self.policy.config.get_text_config()
-        self.context_length: int = text_config.max_position_embeddings
+        self.context_length = context_length(self.policy.config, self.tokenizer)
         self.pad = self.tokenizer.pad_token_id
         if self.pad is None:
             self.pad = self.tokenizer.eos_token_id
@@ -103,10 +104,6 @@ class LocalEngine:
     def _load(self, source: str | Path) -> Any:
         return load_model(source, self.model_config, self.device, self.slow.fp32_logits)
 
-    def _halve(self, model: Any) -> Halves:
-        whole = model if self.model_config.lora is None else model.get_base_model()
-        return halve(whole, self.model_config.compile)
-
     @contextmanager
     def _model(self, which: Which) -> Iterator[Halves]:
         """The policy, or the frozen reference: the weights the run began with, or `model.base`.
@@ -121,7 +118,7 @@ class LocalEngine:
         else:
             if self._base is None:
                 self._base = self._load(self.base_source).requires_grad_(False)
-                self._halves["base"] = halve(self._base)
+                self._halves["base"] = take_apart(self._base, self.base_source)
             yield self._halves["base"]
 
     # -- text ---------------------------------------------------------------------------------
@@ -152,15 +149,14 @@ class LocalEngine:
                 contexts, counts, params, seed, lambda rows, heat: self.logprobs(rows, which, heat)
             )
         results: list[list[Sample]] = [[] for _ in contexts]
-        order = sorted((c for c in range(len(contexts)) if counts[c]), key=lambda c: contexts[c])
+        padded = self.layout.padded
+        order = sorted(
+            (c for c in range(len(contexts)) if counts[c]),
+            key=lambda c: (0 if padded else len(contexts[c]), contexts[c]),
+        )
         order = self.world.share(order, [counts[c] for c in order])
         firsts = list(itertools.accumulate(counts, initial=0))
-        while order:
-            chunk: list[int] = []
-            rows = 0
-            while order and (not chunk or rows + counts[order[0]] <= self.settings.rows):
-                rows += counts[order[0]]
-                chunk.append(order.pop(0))
+        for chunk in side_by_side(contexts, counts, order, self.settings.rows, padded):
             self._check_length(max(len(contexts[c]) for c in chunk))
             parents = [i for i, c in enumerate(chunk) for _ in range(counts[c])]
             numbers = [firsts[c] + i for c in chunk for i in range(counts[c])]
@@ -191,7 +187,7 @@ class LocalEngine:
     ) -> list[Sample]:
         """Prefill each context once, then decode all rows in step, dropping rows that have ended."""
         cache = sampling_cache(model.config)
-        stages = stage_contexts(contexts, self.pad, self.device, self.stems)
+        stages = stage_contexts(contexts, self.pad, self.device, self.layout.stems)
         last_CD, mask_CX = prefill(model, stages, cache)
         logits_CV = model.head(last_CD)
         parent_R = torch.tensor(parents, device=self.device)
@@ -224,14 +220,8 @@ class LocalEngine:
                 live_R, going_R = live_R[keep_R], going_R[keep_R]
                 mask_RS, place_R, token_R = mask_RS[keep_R], place_R[keep_R], token_R[keep_R]
             mask_RS = F.pad(mask_RS, (0, 1), value=1)
-            hidden_R1D = model.body(
-                input_ids=token_R[:, None],
-                attention_mask=mask_RS,
-                position_ids=place_R[:, None],
-                past_key_values=cache,
-                use_cache=True,
-            )
-            logits_RV, place_R = model.head(hidden_R1D[:, -1]), place_R + 1
+            logits_RV = extend(model, cache, token_R, mask_RS, place_R)
+            place_R = place_R + 1
         stop_RT = torch.isin(tokens_RT, stops)
         ended_R = stop_RT.any(-1)
         lengths = ((stop_RT.cumsum(-1) == 0).sum(-1) + ended_R).tolist()  # the first stop counts
@@ -245,19 +235,20 @@ class LocalEngine:
         self, sequences: Sequences, which: Which, temperature: float = 1.0
     ) -> list[list[float]]:
         results: list[list[float]] = [[] for _ in sequences]
-        for packed in self._pack(sequences):
+        whole = not self.layout.shared
+        for packed in self._pack(sequences, whole):
             with self._model(which) as model:
-                found_RT, _ = score(model, packed, temperature, self.settings.logits)
+                found_RT, _ = score(model, packed, temperature, self.settings.logits, whole)
             _scatter(results, packed, found_RT)
         return self._gathered(results)
 
-    def _pack(self, sequences: Sequences, whole: bool = False) -> Iterator[Packed]:
+    def _pack(self, sequences: Sequences, whole: bool) -> Iterator[Packed]:
         """This process's share of the sequences in micro-batches; rows are numbered as in the whole."""
         order = sorted(range(len(sequences)), key=lambda row: sequences[row][0])
         mine = self.world.share(order, [sum(map(len, sequences[row])) for row in order])
         chosen = [sequences[row] for row in mine]
         budget = self.settings.token_budget
-        for packed in pack(chosen, budget, self.pad, self.device, self.stems, whole):
+        for packed in pack(chosen, budget, self.pad, self.device, self.layout.stems, whole):
             packed.rows = [mine[row] for row in packed.rows]
             yield packed
 
@@ -273,9 +264,10 @@ class LocalEngine:
         result = UpdateResult(0.0, 0.0, 0.0, 0.0, 0.0, [[] for _ in data])
         sequences = [(datum.context, datum.tokens) for datum in data]
         total = sum(sum(datum.weights) for datum in data)
-        whole, logits = self.model_config.gradient_checkpointing, self.settings.logits
+        frugal, logits = self.model_config.gradient_checkpointing, self.settings.logits
+        whole = frugal or not self.layout.shared
         # Transformers checkpoints in this mode only; no dropout is left in it.
-        self.policy.train(whole)
+        self.policy.train(frugal)
         for packed in self._pack(sequences, whole):
             weights_RT = packed.pad([datum.weights for datum in data])
             behaviour_RT = packed.pad([datum.logprobs for datum in data])

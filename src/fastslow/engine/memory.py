@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from fastslow import pocket
 from fastslow.config import Config
 from fastslow.engine.attention import SCORES
+from fastslow.engine.layout import keeps_tokens
 from fastslow.engine.loading import first_line
 from fastslow.engine.products import onednn_is_faster
 from fastslow.errors import ModelError
@@ -40,6 +41,7 @@ class Shape:
     keys: int  # key-value heads x head size
     inner: int  # of the feed-forward part
     vocabulary: int
+    shares: bool  # contexts, in learning
 
     @classmethod
     def of(cls, config: Config) -> Shape:
@@ -52,7 +54,11 @@ class Shape:
         except Exception as error:
             raise ModelError(f"model.name = {str(source)!r}: {first_line(error)}") from None
         text = found.get_text_config()
-        head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+        # Layers may differ, as Gemma 4's do in the size of their heads: averages then.
+        each = list(getattr(text, "per_layer_config", [])) or [text]
+        queries, keys, inner = (
+            round(sum(sizes) / len(each)) for sizes in zip(*map(_widths, each), strict=True)
+        )
         layers = [m for m in model.modules() if isinstance(m, torch.nn.Linear)]
         layers = [m for m in layers if m is not model.get_output_embeddings()]
         return cls(
@@ -62,11 +68,24 @@ class Shape:
             layers=text.num_hidden_layers,
             hidden=text.hidden_size,
             heads=text.num_attention_heads,
-            queries=text.num_attention_heads * head,
-            keys=text.num_key_value_heads * head,
-            inner=text.intermediate_size,
+            queries=queries,
+            keys=keys,
+            inner=inner,
             vocabulary=text.vocab_size,
+            shares=keeps_tokens(found),
         )
+
+
+def _widths(layer: Any) -> tuple[int, int, int]:
+    """Of a layer's queries, keys and feed-forward part."""
+    heads: int = layer.num_attention_heads
+    head: int = getattr(layer, "head_dim", None) or layer.hidden_size // heads
+    keys = getattr(layer, "num_key_value_heads", None) or heads
+    return (
+        heads * head,
+        keys * head,
+        getattr(layer, "intermediate_size", None) or 4 * layer.hidden_size,
+    )
 
 
 def parts_of_memory(
@@ -86,17 +105,17 @@ def parts_of_memory(
     per_token = size * shape.layers * kept
     if lora is not None:  # what each adapter adds to its layer's output
         per_token += size * shape.linear // 2
+    shares_contexts = shape.shares and not config.model.gradient_checkpointing
     if config.model.gradient_checkpointing:
         # Inputs of all layers, and one layer's activations with their gradients (5: as measured, with
         # what the allocator cannot put to use again at once).
         per_token = size * (shape.layers * shape.hidden + 5 * kept)
-        tokens = loop.problems * loop.group * width
-    else:
-        tokens = loop.problems * (context * config.fast.k + loop.group * response)
+    contexts = config.fast.k if shares_contexts else loop.group
+    tokens = loop.problems * (context * contexts + loop.group * response)
     micro = min(engine.token_budget, tokens)
     # On a CPU attention keeps its shares in FP32, and has three copies of a layer's at work.
     shares = micro / tokens * loop.problems * loop.group * shape.heads * response * width
-    if torch.cuda.is_available() or config.model.gradient_checkpointing or shares > SCORES:
+    if torch.cuda.is_available() or not shares_contexts or shares > SCORES:
         shares = 0
     logits = min(engine.logits, micro * shape.vocabulary)
     rows = min(engine.rows, loop.problems * loop.group)
