@@ -66,6 +66,17 @@ def test_only_what_needs_a_gradient_has_one_computed(faster):
         torch.testing.assert_close(layer(rows), nn.Linear.forward(layer, rows))
 
 
+def test_what_comes_out_may_be_changed_in_place(faster):
+    torch.manual_seed(0)
+    layer, rows = products.Linear(128, 256), torch.randn(2, 64, 128)
+    grads = []
+    for way in (layer, lambda rows: torch.nn.functional.linear(rows, layer.weight, layer.bias)):
+        layer.zero_grad()
+        way(rows).clamp_(-0.5, 0.5).square().sum().backward()
+        grads.append(layer.weight.grad)
+    torch.testing.assert_close(*grads, rtol=1e-4, atol=1e-4)
+
+
 def test_what_is_small_or_no_fp32_goes_pytorchs_way(faster):
     layer, rows = products.Linear(128, 256), torch.randn(128, 128)
     assert called(lambda: layer(rows)) == 1
@@ -127,7 +138,12 @@ def test_what_bf16_held_is_multiplied_exactly_and_fp32_stays_fp32(monkeypatch):
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_fp32_products_of_half_precision(device: str, monkeypatch: pytest.MonkeyPatch):
     """On a machine without a GPU its product alone is played by FP32's."""
-    widened = products._Widened.apply if device == "cpu" else products.fp32_linear
+
+    def widened(rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        if device == "cuda":
+            return products.fp32_linear(rows, weight)
+        return products._Widened.apply(rows.flatten(0, 1), weight).unflatten(0, rows.shape[:2])
+
     if device == "cpu":
         monkeypatch.setattr(torch, "mm", lambda a, b, out_dtype: a.to(out_dtype) @ b.to(out_dtype))
     elif not torch.cuda.is_available():

@@ -56,7 +56,8 @@ def linear(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     fp32 = rows.dtype == weight.dtype == torch.float32
     if not (large and fp32 and rows.device.type == "cpu" and onednn_is_faster()):
         return F.linear(rows, weight, bias)
-    return (_Product.apply if torch.is_grad_enabled() else _onednn)(rows, weight, bias)
+    way = _Product.apply if torch.is_grad_enabled() else _onednn
+    return _unflat(way(_flat(rows), weight, bias), rows)
 
 
 def fp32_linear(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -67,7 +68,7 @@ def fp32_linear(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Ten
     """
     if rows.device.type != "cuda" or torch.version.cuda is None or rows.dtype != weight.dtype:
         return linear(rows.float(), weight.float(), bias)
-    found = _Widened.apply(rows, weight)
+    found = _unflat(_Widened.apply(_flat(rows), weight), rows)
     return found if bias is None else found + bias
 
 
@@ -102,41 +103,44 @@ def _rounding_allowed() -> Iterator[None]:
 
 
 class _Product(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(rows, weight)
-        return _onednn(rows, weight, bias)
+    """Of matrices alone: a view made in here could not be changed in place, as OLMo's clipping does."""
 
     @staticmethod
-    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        rows, weight = ctx.saved_tensors
+    def forward(ctx: Any, rows_NI: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(rows_NI, weight)
+        return _onednn(rows_NI, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, slope_NO: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        rows_NI, weight = ctx.saved_tensors
         for_rows, for_weight, for_bias = ctx.needs_input_grad
-        slope_NO, rows_NI = _flat(slope), _flat(rows)
-        into_rows = into_weight = None
-        if for_rows:
-            into_rows = linear(slope_NO, weight.T).view_as(rows)
+        into_weight = None
         if for_weight and len(weight) <= weight.shape[1]:  # what comes first is copied
             into_weight = linear(slope_NO.T, rows_NI.T)
         elif for_weight:
             into_weight = linear(rows_NI.T, slope_NO.T).T
+        into_rows = linear(slope_NO, weight.T) if for_rows else None
         return into_rows, into_weight, slope_NO.sum(0) if for_bias else None
 
 
 class _Widened(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, weight: Tensor) -> Tensor:
-        ctx.save_for_backward(rows, weight)
-        found = torch.mm(_flat(rows), weight.T, out_dtype=torch.float32)
-        return found.view(*rows.shape[:-1], -1)
+    def forward(ctx: Any, rows_NI: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(rows_NI, weight)
+        return torch.mm(rows_NI, weight.T, out_dtype=torch.float32)
 
     @staticmethod
-    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        rows, weight = ctx.saved_tensors
+    def backward(ctx: Any, slope_NO: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        rows_NI, weight = ctx.saved_tensors
         for_rows, for_weight = ctx.needs_input_grad
-        slope_NO = _flat(slope).to(rows.dtype)
-        into_rows = (slope_NO @ weight).view_as(rows) if for_rows else None
-        return into_rows, slope_NO.T @ _flat(rows) if for_weight else None
+        slope_NO = slope_NO.to(rows_NI.dtype)
+        into_rows = slope_NO @ weight if for_rows else None
+        return into_rows, slope_NO.T @ rows_NI if for_weight else None
 
 
 def _flat(rows: Tensor) -> Tensor:
     return rows.reshape(-1, rows.shape[-1])
+
+
+def _unflat(found: Tensor, rows: Tensor) -> Tensor:
+    return found.view(*rows.shape[:-1], -1)
