@@ -81,7 +81,7 @@ FOUND: dict[str, tuple[Layout, dict[str, Any]]] = {
 MORE: dict[str, tuple[Layout, dict[str, Any]]] = {
     "Apertus": (ALL, {}),
     "Bamba": (WHOLE, STATES | {"attn_layer_indices": [1]}),
-    "Bloom": (ALL, {"n_layer": 2, "n_head": 2}),  # a bias by distance, no limit to its context
+    "Bloom": (NO_STEMS, {"n_layer": 2, "n_head": 2}),  # a bias by distance, no limit to its context
     "Cohere2": (NO_STEMS, {"sliding_window": WINDOW}),
     "DeepseekV3": (ALL, LATENT),
     "DeepseekV32": (WHOLE, LATENT | {"index_n_heads": 2, "index_head_dim": 16}),
