@@ -5,6 +5,7 @@
     python benchmarks/step.py --dtype bf16   # in bf16, as each of them does it
     python benchmarks/step.py --kl           # with the pass through the frozen reference, on both sides
     python benchmarks/step.py --trl defaults # TRL as it comes
+    python benchmarks/step.py --trl vllm     # TRL at its fastest, but sampling by vLLM in its process
 
 On a machine that is not idle set OMP_WAIT_POLICY=passive, or waiting threads spin and steps take
 ten times as long.
@@ -16,7 +17,7 @@ the other's; who waits does nothing. A step goes from text to the optimizer; TRL
 to `on_step_end`, so that its data loader, logging and saving do not count. "sampling" is the time in
 `engine.sample` or `generate`, "rest" all the rest.
 
-Not compared: learning (rewards are hashes of the text), vLLM, GPUs, torch.compile, other shapes.
+Not compared: learning (rewards are hashes of the text), vLLM servers, GPUs, torch.compile, other shapes.
 The work differs where the designs do: fastslow forwards once what rollouts share and keeps the
 sampler's log-probabilities for its ratios; TRL forwards the prompt with each rollout, takes the
 ratio of an on-policy step to be 1 and, where Triton is missing, runs prompt positions through the
@@ -24,7 +25,9 @@ output layer too. In bf16 fastslow has bf16 weights, FP32 masters and FP32 logit
 weights under autocast (`bf16=True`, its default), or with `--trl-weights bf16` bf16 weights that AdamW
 updates as they are. TRL has the settings that made it fastest here: micro-batches of 16 (128 at once
 took longer), a static cache, no gradient checkpointing, fused AdamW, no logs, nothing on disk. With
-`--trl defaults` the first three are its own: micro-batches of 8, a growing cache, checkpointing.
+`--trl defaults` the first three are its own: micro-batches of 8, a growing cache, checkpointing. With
+`--trl vllm`, which wants vLLM beside it (`make test-vllm`, then TRL into that environment), what TRL
+does to hand over weights fails on vLLM's CPU build and is replaced here; FLOPs in vLLM are not counted.
 """
 
 from __future__ import annotations
@@ -61,6 +64,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from fastslow.collect import collect_groups, roll_out
 from fastslow.config import SlowConfig
 from fastslow.engine.base import SamplingParams
+from fastslow.engine.vllm_plugin import repack_head
 from fastslow.reuse import ReuseCache
 from fastslow.rollout import Problem, Prompt, Score
 from fastslow.slow.advantage import make_batch
@@ -70,6 +74,12 @@ PROBLEMS, GROUP, TOKENS = 16, 8, 27
 ROLLOUTS = PROBLEMS * GROUP
 TAU, KL = 3.0, 1e-3
 READY = "ready"
+COLOCATED = {
+    "use_vllm": True,
+    "vllm_mode": "colocate",
+    "vllm_gpu_memory_utilization": 0.1,
+    "vllm_max_model_length": 256,
+}
 
 
 def reward(text: str) -> float:
@@ -210,7 +220,7 @@ def train_with_trl(source: Path, args: argparse.Namespace, clock: Clock) -> None
     system = {"role": "system", "content": TASK.seed_prompt}
     questions = [problem.prompt for step in range(steps) for problem in problems_of(step)]
     weights = getattr(torch, DTYPES[args.trl_weights])
-    defaults = args.trl == "defaults"
+    defaults, vllm = args.trl == "defaults", args.trl == "vllm"
     batch = 8 if defaults else args.trl_batch
     mixed = args.dtype == "bf16" and args.trl_weights == "fp32"  # a static cache fails there
     model = AutoModelForCausalLM.from_pretrained(source, dtype=weights)
@@ -223,7 +233,7 @@ def train_with_trl(source: Path, args: argparse.Namespace, clock: Clock) -> None
             gradient_accumulation_steps=ROLLOUTS // batch,  # all 128 are generated at once
             num_generations=GROUP,
             max_completion_length=TOKENS,
-            generation_kwargs={"min_new_tokens": TOKENS},
+            generation_kwargs={"min_tokens" if vllm else "min_new_tokens": TOKENS},
             loss_type="cispo",
             epsilon_high=TAU,
             beta=KL if args.kl else 0.0,
@@ -237,6 +247,7 @@ def train_with_trl(source: Path, args: argparse.Namespace, clock: Clock) -> None
             save_strategy="no",
             report_to="none",
             disable_tqdm=True,
+            **(COLOCATED if vllm else {}),
         )
         trainer = GRPOTrainer(
             model=model,
@@ -248,8 +259,23 @@ def train_with_trl(source: Path, args: argparse.Namespace, clock: Clock) -> None
             processing_class=AutoTokenizer.from_pretrained(source),
             callbacks=[Turns()],
         )
+        if vllm:
+            sample_with_vllm(trainer, clock)
         trainer.remove_callback(transformers.PrinterCallback)
         trainer.train()
+
+
+def sample_with_vllm(trainer: Any, clock: Clock) -> None:
+    """Watch TRL's vLLM, and give it new weights in a way that its CPU build, too, can take."""
+    there = trainer.vllm_generation
+
+    def sync() -> None:
+        weights = ((name, p.detach()) for name, p in trainer.model.named_parameters())
+        there.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
+        there.llm.apply_model(repack_head)
+        there.llm.reset_prefix_cache()
+
+    there.generate, there.sync_weights = clock.watch(there.generate), clock.watch(sync)
 
 
 def one_side(name: str, source: Path, args: argparse.Namespace, turns: Connection) -> None:
@@ -329,7 +355,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=7)
     parser.add_argument("--warm", type=int, default=2, help="steps before those that count")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--trl", choices=["fastest", "defaults"], default="fastest")
+    parser.add_argument("--trl", choices=["fastest", "defaults", "vllm"], default="fastest")
     parser.add_argument("--trl-batch", type=int, default=16, help="TRL's micro-batch, divides 128")
     parser.add_argument("--trl-weights", choices=list(DTYPES), default="fp32")
     args = parser.parse_args()
