@@ -23,7 +23,7 @@ from families import (
     made,
     plain_gradients,
 )
-from fastslow import Config, ModelError
+from fastslow import Config, ConfigError, ModelError
 from fastslow.engine.batching import side_by_side
 from fastslow.engine.layout import Layout
 from fastslow.engine.memory import Shape, parts_of_memory
@@ -152,6 +152,13 @@ def test_a_model_with_recurrent_layers_makes_a_whole_run(small: dict, tiny: Path
     ratios = [row["ratio"]["fresh"] for row in run.metrics if "fresh" in row.get("ratio", {})]
     assert ratios
     assert all(ratio["deviation"] < 1e-4 for ratio in ratios)
+
+
+def test_a_base_of_another_family_is_refused(tiny: Path, tmp_path: Path):
+    other = made("Mistral", tiny, tmp_path / "windows")
+    model = engine(tiny, model={"base": str(other)})
+    with pytest.raises(ConfigError, match="model.base = .*windows.*take a base of the same family"):
+        model.logprobs([([1, 2], [3])], "base")
 
 
 def test_a_plan_counts_contexts_as_often_as_they_are_forwarded(tiny: Path, tmp_path: Path):

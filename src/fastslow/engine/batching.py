@@ -72,12 +72,14 @@ def side_by_side(
     """Contexts, by their places, to sample from at once: at most `rows` rows or one context, and all of
     one length unless `padded`."""
     chosen: list[int] = []
+    taken = 0
     for c in order:
-        full = sum(counts[other] for other in chosen) + counts[c] > rows
-        if chosen and (full or not (padded or len(contexts[c]) == len(contexts[chosen[0]]))):
+        alike = padded or not chosen or len(contexts[c]) == len(contexts[chosen[0]])
+        if chosen and (taken + counts[c] > rows or not alike):
             yield chosen
-            chosen = []
+            chosen, taken = [], 0
         chosen.append(c)
+        taken += counts[c]
     if chosen:
         yield chosen
 

@@ -123,7 +123,8 @@ class ForkLayer(DynamicLayer):
         self.keys, self.values = self.keys[indices], self.values[indices]
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        self.batch_select_indices(beam_idx)
+        if self.get_seq_length():
+            self.batch_select_indices(beam_idx)
 
 
 class RowCache(DynamicCache):

@@ -118,7 +118,13 @@ class LocalEngine:
         else:
             if self._base is None:
                 self._base = self._load(self.base_source).requires_grad_(False)
-                self._halves["base"] = take_apart(self._base, self.base_source)
+                halves = take_apart(self._base, self.base_source)
+                if find_layout(halves, self._base, self.base_source) != self.layout:
+                    raise ConfigError(
+                        f"model.base = {str(self.base_source)!r}: its layers are not of the kinds that "
+                        f"{str(self.source)!r} has; take a base of the same family"
+                    )
+                self._halves["base"] = halves
             yield self._halves["base"]
 
     # -- text ---------------------------------------------------------------------------------
