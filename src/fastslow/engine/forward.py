@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
 import torch
@@ -41,10 +42,13 @@ def halve(model: Any, compiled: bool = False) -> Halves:
     decoder, head = _decoder(model, probe, whole), model.get_output_embeddings()
     plain = model if decoder is None else decoder
     learning = torch.compile(plain, dynamic=True) if compiled else plain
+    recurrent = "cache_params" in signature(plain.forward).parameters  # Mamba's name for its cache
 
     def body(**given: Any) -> Tensor:
         if isinstance(given.get("past_key_values"), SharedCache):
             given["fork"] = given["past_key_values"]  # passed on to `attention.attend`
+        if recurrent:
+            given["cache_params"] = given.pop("past_key_values", None)
         out = (learning if torch.is_grad_enabled() else plain)(**given)
         return out.logits if decoder is None else out.last_hidden_state
 

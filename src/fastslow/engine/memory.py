@@ -67,7 +67,7 @@ class Shape:
             linear=sum(m.in_features + m.out_features for m in layers),
             layers=text.num_hidden_layers,
             hidden=text.hidden_size,
-            heads=text.num_attention_heads,
+            heads=_heads(text),
             queries=queries,
             keys=keys,
             inner=inner,
@@ -76,9 +76,13 @@ class Shape:
         )
 
 
+def _heads(layer: Any) -> int:
+    return getattr(layer, "num_attention_heads", None) or 1  # Mamba has none
+
+
 def _widths(layer: Any) -> tuple[int, int, int]:
     """Of a layer's queries, keys and feed-forward part."""
-    heads: int = layer.num_attention_heads
+    heads = _heads(layer)
     head: int = getattr(layer, "head_dim", None) or layer.hidden_size // heads
     keys = getattr(layer, "num_key_value_heads", None) or heads
     return (
