@@ -101,7 +101,7 @@ MORE: dict[str, tuple[Layout, dict[str, Any]]] = {
     "KimiLinear": (WHOLE, LATENT | RECURRENT),
     "Lfm2Moe": (WHOLE, ROUTED | {"layer_types": ["conv", "full_attention"]}),
     "Llama4Text": (NO_STEMS, ROUTED | {"attention_chunk_size": 8}),
-    "Mamba": (ALONE, {}),  # what padding leaves in its convolutions
+    "Mamba": (WHOLE, {}),  # its cache goes by another name, and it wants no mask for one token
     "Mamba2": (WHOLE, STATES | {"num_heads": 4, "head_dim": 16, "state_size": 8}),
     "MiniMaxM2": (ALL, ROUTED),
     "Mixtral": (ALL, ROUTED),

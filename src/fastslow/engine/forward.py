@@ -49,6 +49,8 @@ def halve(model: Any, compiled: bool = False) -> Halves:
             given["fork"] = given["past_key_values"]  # passed on to `attention.attend`
         if recurrent:
             given["cache_params"] = given.pop("past_key_values", None)
+            if given["input_ids"].shape[1] == 1:  # a mask of all tokens would be taken for theirs
+                given.pop("attention_mask", None)
         out = (learning if torch.is_grad_enabled() else plain)(**given)
         return out.logits if decoder is None else out.last_hidden_state
 

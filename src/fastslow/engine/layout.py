@@ -26,7 +26,7 @@ from fastslow.errors import ModelError
 
 STEM = list(range(1, 15))
 # Contexts and what follows them: two that share a stem and end apart, and one by itself.
-PROBE = [([*STEM, 15], [1, 2]), ([*STEM, 16, 17, 18], [3, 4]), ([8, 9], [5, 6])]
+PROBE = [([*STEM, 15], [1, 2, 3]), ([*STEM, 16, 17, 18], [4, 5, 6]), ([8, 9], [7, 8, 9])]
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,11 +127,10 @@ def _sampled(model: Halves, device: torch.device, padded: bool) -> Tensor:
         parent_R = torch.arange(len(batch), device=device).repeat_interleave(2)
         tokens_RT = torch.tensor([response for _, response in batch], device=device)[parent_R]
         cache.batch_select_indices(parent_R)
-        mask_RS = mask_CX[parent_R]
-        logits_RV = [
-            model.head(last_CD)[parent_R],
-            extend(model, cache, tokens_RT[:, 0], F.pad(mask_RS, (0, 1), value=1), mask_RS.sum(-1)),
-        ]
+        mask_RS, logits_RV = mask_CX[parent_R], [model.head(last_CD)[parent_R]]
+        for token_R in tokens_RT.T[:-1]:
+            place_R, mask_RS = mask_RS.sum(-1), F.pad(mask_RS, (0, 1), value=1)
+            logits_RV.append(extend(model, cache, token_R, mask_RS, place_R))
         logprobs_RTV = torch.stack(logits_RV, dim=1).float().log_softmax(-1)
         found.append(logprobs_RTV.gather(-1, tokens_RT[..., None])[1::2].flatten())
     return torch.cat(found)
