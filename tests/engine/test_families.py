@@ -194,6 +194,26 @@ def test_what_is_no_causal_model_is_refused_in_one_line(family: str, tiny: Path,
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("family", "model", "message"),
+    [
+        (
+            "Llama4Text",
+            {"lora": {"rank": 2}},
+            "model.lora.targets = 'all-linear': with adapters there",
+        ),
+        ("JetMoe", {"gradient_checkpointing": True}, "model.gradient_checkpointing = True: JetMoe"),
+    ],
+)
+def test_what_a_family_cannot_do_is_said_in_one_line(
+    family: str, model: dict, message: str, tiny: Path, tmp_path: Path
+):
+    place = made(family, tiny, tmp_path / family, **known(family, (FOUND | MORE)[family][1]))
+    with pytest.raises(ConfigError, match=message) as caught:
+        engine(place, model=model)
+    assert "\n" not in str(caught.value)
+
+
 def test_contexts_side_by_side():
     contexts, counts = [[1], [2, 2], [3], [4, 4], [5]], [2, 2, 2, 2, 9]
     order = [0, 2, 4, 1, 3]

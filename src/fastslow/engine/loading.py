@@ -85,18 +85,31 @@ def add_adapters(model: Any, source: str | Path, settings: LoraConfig) -> Any:
         task_type="CAUSAL_LM",
     )
     model.name_or_path = str(source)  # what the saved adapter says it belongs to
+    place = f"model.lora.targets = {settings.targets!r}"
     try:
-        return peft.get_peft_model(model, wanted).eval()
+        adapted = peft.get_peft_model(model, wanted).eval()
     except ValueError as error:
+        raise ConfigError(f"{place}: {first_line(error)}") from None
+    try:
+        with torch.inference_mode():
+            adapted(input_ids=torch.arange(4, device=model.device)[None])
+    except (
+        Exception
+    ) as error:  # adapters do not fit what is called by other means than a layer's own
         raise ConfigError(
-            f"model.lora.targets = {settings.targets!r}: {first_line(error)}"
+            f"{place}: with adapters there {str(source)!r} does not run ({type(error).__name__}: "
+            f"{first_line(error)}); name the layers, such as [q_proj, v_proj]"
         ) from None
+    return adapted
 
 
 def checkpoint_activations(model: Any) -> None:
     """Let the passes that learn keep each layer's input alone."""
     old, new = "gradient_checkpointing_enable", "activation_checkpointing_enable"  # since 5.2x
-    getattr(model, new if hasattr(model, new) else old)({"use_reentrant": False})
+    try:
+        getattr(model, new if hasattr(model, new) else old)({"use_reentrant": False})
+    except ValueError as error:
+        raise ConfigError(f"model.gradient_checkpointing = True: {first_line(error)}") from None
 
 
 def load_weights(model: Any, directory: Path, adapters: bool, without: Set[str]) -> None:
