@@ -111,9 +111,9 @@ def parts_of_memory(
         per_token += size * shape.linear // 2
     shares_contexts = shape.shares and not config.model.gradient_checkpointing
     if config.model.gradient_checkpointing:
-        # Inputs of all layers, and one layer's activations with their gradients (5: as measured, with
+        # Inputs of all layers, and one layer's activations with their gradients (4: as measured, with
         # what the allocator cannot put to use again at once).
-        per_token = size * (shape.layers * shape.hidden + 5 * kept)
+        per_token = size * (shape.layers * shape.hidden + 4 * kept)
     contexts = config.fast.k if shares_contexts else loop.group
     tokens = loop.problems * (context * contexts + loop.group * response)
     micro = min(engine.token_budget, tokens)
