@@ -194,6 +194,14 @@ def test_what_is_no_causal_model_is_refused_in_one_line(family: str, tiny: Path,
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
+def test_checkpointing_draws_no_lots(tiny: Path, tmp_path: Path):
+    place = made("Phimoe", tiny, tmp_path / "Phimoe", **known("Phimoe", MORE["Phimoe"][1]))
+    data = batch(engine(place))
+    frugal = engine(place, model={"gradient_checkpointing": True})
+    assert_close(learned(frugal, data), learned(engine(place), data))
+
+
 @pytest.mark.parametrize(
     ("family", "model", "message"),
     [

@@ -60,7 +60,9 @@ def _load(
     config = AutoConfig.from_pretrained(source)
     for name in config.to_dict():
         if name.endswith(("dropout", "pdrop")):
-            setattr(config, name, 0.0)  # gradient checkpointing wants the mode that has dropout
+            setattr(
+                config, name, 0.0
+            )  # a layer that is checkpointed is in the mode that has dropout
     loaded: Any = AutoModelForCausalLM.from_pretrained(
         source, config=config, dtype=dtype, attn_implementation=attention, output_loading_info=True
     )
@@ -110,6 +112,14 @@ def checkpoint_activations(model: Any) -> None:
         getattr(model, new if hasattr(model, new) else old)({"use_reentrant": False})
     except ValueError as error:
         raise ConfigError(f"model.gradient_checkpointing = True: {first_line(error)}") from None
+
+
+def switch_checkpoints(model: Any, on: bool) -> None:
+    """Transformers checkpoints where a module is in training mode. What is in it stays out of that mode,
+    in which a mixture's router may draw lots (Phi-MoE)."""
+    for module in model.modules():
+        if getattr(module, "gradient_checkpointing", False):
+            module.training = on
 
 
 def load_weights(model: Any, directory: Path, adapters: bool, without: Set[str]) -> None:

@@ -37,6 +37,7 @@ from fastslow.engine.loading import (
     load_model,
     load_tokenizer,
     load_weights,
+    switch_checkpoints,
     whole_weights,
 )
 from fastslow.engine.memory import keep_freed_memory
@@ -272,8 +273,7 @@ class LocalEngine:
         total = sum(sum(datum.weights) for datum in data)
         frugal, logits = self.model_config.gradient_checkpointing, self.settings.logits
         whole = frugal or not self.layout.shared
-        # Transformers checkpoints in this mode only; no dropout is left in it.
-        self.policy.train(frugal)
+        switch_checkpoints(self.policy, frugal)
         for packed in self._pack(sequences, whole):
             weights_RT = packed.pad([datum.weights for datum in data])
             behaviour_RT = packed.pad([datum.logprobs for datum in data])
@@ -292,7 +292,7 @@ class LocalEngine:
             result.loss += float(loss.detach())
             result.entropy += float((entropy_RT * weights_RT).sum()) / total
             _scatter(result.logprobs, packed, logprobs_RT)
-        self.policy.eval()
+        switch_checkpoints(self.policy, False)
         result.logprobs = self._gathered(result.logprobs)
         result.loss, result.kl, result.entropy = map(
             sum, zip(*self.world.gather((result.loss, result.kl, result.entropy)), strict=True)
