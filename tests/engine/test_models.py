@@ -8,6 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
+
+import fastslow
+from conftest import Letters
 from families import (
     FAMILIES,
     assert_close,
@@ -19,10 +23,6 @@ from families import (
     plain_gradients,
     plain_logprobs,
 )
-from transformers import AutoModelForCausalLM
-
-import fastslow
-from conftest import Letters
 from fastslow import ConfigError
 from fastslow.engine.forward import halve
 
