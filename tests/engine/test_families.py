@@ -164,16 +164,15 @@ def test_a_base_of_another_family_is_refused(tiny: Path, tmp_path: Path):
 
 
 def test_a_plan_counts_contexts_as_often_as_they_are_forwarded(tiny: Path, tmp_path: Path):
-    def learning(family: str, **model: Any) -> float:
-        place = tmp_path / family
-        if not place.exists():
-            made(family, tiny, place)
-        config = Config.parse({"model": {"name": str(place), **model}, "fast": {"k": 1}})
-        shape = Shape.of(config)
-        return parts_of_memory(config, shape, 100, 10)["learning"] / shape.hidden
+    def learning(family: str, **settings: Any) -> float:
+        place = made(family, tiny, tmp_path / family, **settings)
+        config = Config.parse({"model": {"name": str(place)}, "fast": {"k": 1}})
+        return parts_of_memory(config, Shape.of(config), 100, 10)["learning"]
 
-    assert learning("Qwen3_5Text") > 3 * learning("Llama")
-    Shape.of(Config.parse({"model": {"name": str(made("Mamba", tiny, tmp_path / "m", **SIZES))}}))
+    # Eight rollouts: 8 x 110 tokens for each problem, where sharing leaves 100 + 8 x 10.
+    shared = learning("Llama")
+    assert learning("Qwen3_5Text") > 3 * shared
+    assert learning("Mamba", **SIZES) > 3 * shared  # its configuration knows no heads
 
 
 REFUSED = {
@@ -216,6 +215,8 @@ def test_checkpointing_draws_no_lots(tiny: Path, tmp_path: Path):
 def test_what_a_family_cannot_do_is_said_in_one_line(
     family: str, model: dict, message: str, tiny: Path, tmp_path: Path
 ):
+    if "lora" in model:
+        pytest.importorskip("peft")
     place = made(family, tiny, tmp_path / family, **known(family, (FOUND | MORE)[family][1]))
     with pytest.raises(ConfigError, match=message) as caught:
         engine(place, model=model)
